@@ -1,0 +1,34 @@
+"""Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
+
+from specjax.decoding.generation import autoregressive, generate, init, rule_for, stream
+from specjax.decoding.plain import NOTHING
+from specjax.decoding.speculative import run, step
+from specjax.decoding.state import (
+    DecodeResult,
+    DecodeState,
+    FinishReason,
+    Request,
+    Statistics,
+    StepInfo,
+    no_statistics,
+    record,
+)
+
+__all__ = [
+    "NOTHING",
+    "DecodeResult",
+    "DecodeState",
+    "FinishReason",
+    "Request",
+    "Statistics",
+    "StepInfo",
+    "autoregressive",
+    "generate",
+    "init",
+    "no_statistics",
+    "record",
+    "rule_for",
+    "run",
+    "step",
+    "stream",
+]

@@ -1,0 +1,181 @@
+"""From what a caller writes (lists, numbers, a key) to the arrays of a request; every bad value is refused here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import types
+from specjax.decoding import state as states
+
+__all__ = ["Prompts", "build", "pad", "request_keys"]
+
+Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether any of the values is abstract, so that it cannot be checked here."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def pad(prompts: Prompts, lengths: Any, vocab_size: int) -> tuple[Any, Any]:
+    """Prompts as int32[B, P] and int32[B] lengths.
+
+    Args:
+      prompts: one list of token ids a row, or int[B, P] with `lengths`.
+      lengths: int[B] for an array of prompts; None counts all P.
+      vocab_size: V.
+
+    Raises:
+      ValueError: no prompt, an empty one, or a token that is not in the vocabulary.
+    """
+    if isinstance(prompts, (str, bytes)) or any(isinstance(row, str) for row in prompts):
+        raise ValueError("prompts are lists of token ids; encode text first (bundle.tokenizer.encode)")
+    if not isinstance(prompts, (np.ndarray, jax.Array)):
+        if lengths is not None:
+            raise ValueError("lengths belong to an array of prompts; lists know their own")
+        rows = [np.asarray(row, np.int64).reshape(-1) for row in prompts]
+        lengths = np.asarray([len(row) for row in rows], np.int32)
+        prompts = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+        for index, row in enumerate(rows):
+            prompts[index, : len(row)] = row
+    if prompts.ndim != 2 or prompts.shape[0] == 0:
+        raise ValueError(f"prompts must be [B, P] with at least one row, got shape {prompts.shape}")
+    if lengths is None:
+        lengths = np.full((prompts.shape[0],), prompts.shape[1], np.int32)
+    if not is_traced(prompts, lengths):
+        _check_prompts(np.asarray(prompts), np.asarray(lengths), vocab_size)
+    return prompts, lengths
+
+
+def _check_prompts(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> None:
+    for row, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"prompt {row} is empty; a prompt needs at least one token")
+        if length > prompts.shape[1]:
+            raise ValueError(f"prompt {row} has lengths[{row}]={length} but only {prompts.shape[1]} columns")
+        tokens = prompts[row, :length]
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+            raise ValueError(f"prompt {row} holds token {bad}, outside the vocabulary 0…{vocab_size - 1}")
+
+
+def request_keys(key: jax.Array | None, keys: jax.Array | None, batch: int) -> jax.Array:
+    """The rows' keys[B]: `key` folded with each row's index, or `keys` as given; neither is consumed.
+
+    Raises:
+      ValueError: both are given, an untyped key, or a wrong number of keys.
+    """
+    if key is not None and keys is not None:
+        raise ValueError("give key or keys, not both")
+    given = keys if keys is not None else key
+    if given is not None and not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"got a key of dtype {given.dtype}; make typed keys with jax.random.key(seed)")
+    if keys is None:
+        key = jax.random.key(0) if key is None else key
+        if key.ndim:
+            raise ValueError(f"key has shape {key.shape}; one key a prompt goes in keys=")
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch, dtype=jnp.int32))
+    if keys.shape != (batch,):
+        raise ValueError(f"keys has shape {keys.shape}; {batch} prompts need ({batch},)")
+    return keys
+
+
+def build(
+    keys: jax.Array,
+    lengths: Any,
+    max_new_tokens: Any,
+    sampling: types.Sampling | None,
+    eos: Any,
+    stop: Any,
+    vocab_size: int,
+) -> states.Request:
+    """The request of a batch.
+
+    Args:
+      keys: one a row.
+      lengths: int[B], text length before the first new token.
+      max_new_tokens: an int, or one a row; at least 1.
+      sampling: None is greedy.
+      eos: token ids, or one list of them a row.
+      stop: lists of token ids, or one list of such lists a row.
+      vocab_size: V.
+
+    Raises:
+      ValueError: a value out of range; the message holds it.
+    """
+    batch = keys.shape[0]
+    most = max_new_tokens
+    if not is_traced(most):
+        most = np.asarray(most)
+        if most.dtype.kind not in "iu" or np.any(most < 1):
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be whole and at least 1")
+        if most.shape not in ((), (batch,)):
+            raise ValueError(f"max_new_tokens has shape {most.shape}; give one value or {batch}")
+    eos_rows = _per_row(eos, batch, depth=1, name="eos")
+    stop_rows = _per_row(stop, batch, depth=2, name="stop")
+    ends = np.full((batch, max(map(len, eos_rows), default=0)), -1, np.int32)
+    for row, ids in enumerate(eos_rows):
+        ends[row, : len(ids)] = ids
+    if np.any(ends >= vocab_size):
+        raise ValueError(f"eos={eos} holds a token outside the vocabulary 0…{vocab_size - 1}")
+    most_stops = max(map(len, stop_rows), default=0)
+    longest = max((len(ids) for row in stop_rows for ids in row), default=1)
+    sequences = np.zeros((batch, most_stops, longest), np.int32)
+    stop_length = np.zeros((batch, most_stops), np.int32)
+    for row, lists in enumerate(stop_rows):
+        for index, ids in enumerate(lists):
+            if not ids:
+                raise ValueError("a stop sequence is empty; it would end every text at once")
+            sequences[row, index, longest - len(ids) :] = ids
+            stop_length[row, index] = len(ids)
+    return states.Request(
+        keys=keys,
+        sampling=_sampling_rows(sampling or types.Sampling(), batch, vocab_size),
+        limit=jnp.asarray(lengths, jnp.int32) + jnp.broadcast_to(jnp.asarray(most, jnp.int32), (batch,)),
+        eos=jnp.asarray(ends),
+        stop=jnp.asarray(sequences),
+        stop_length=jnp.asarray(stop_length),
+    )
+
+
+def _per_row(value: Any, batch: int, depth: int, name: str) -> list[list]:
+    """One list a row from nested lists; `depth` is how deep a value shared by all rows nests."""
+
+    def nesting(x):
+        return 1 + max((nesting(item) for item in x), default=0) if isinstance(x, (list, tuple)) else 0
+
+    if value is None or len(value) == 0:
+        return [[] for _ in range(batch)]
+    if nesting(value) == depth:
+        return [list(value)] * batch
+    if nesting(value) != depth + 1 or len(value) != batch:
+        raise ValueError(f"{name}={value} is neither one list for all {batch} prompts nor one a prompt")
+    return [list(row) for row in value]
+
+
+def _sampling_rows(sampling: types.Sampling, batch: int, vocab_size: int) -> types.Sampling:
+    """Every scalar field as one value a row, so that rows can differ without another program."""
+    rows = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        field = getattr(sampling, name)
+        if field is None:
+            continue
+        if not is_traced(field) and isinstance(field, jax.Array):
+            # Arrays from elsewhere pass the constructor unseen; as numpy they are checked.
+            sampling = sampling.replace(**{name: np.asarray(field)})
+            field = getattr(sampling, name)
+        if jnp.shape(field) not in ((), (1,), (batch,)):
+            raise ValueError(f"sampling {name} has shape {jnp.shape(field)}; give one value or {batch}")
+        dtype = jnp.int32 if name == "top_k" else jnp.float32
+        rows[name] = jnp.broadcast_to(jnp.asarray(field, dtype), (batch,))
+    bias = sampling.logit_bias
+    if bias is not None:
+        if jnp.shape(bias) not in ((vocab_size,), (batch, vocab_size)):
+            raise ValueError(
+                f"sampling logit_bias has shape {jnp.shape(bias)}; give ({vocab_size},) or ({batch}, {vocab_size})"
+            )
+        rows["logit_bias"] = jnp.asarray(bias, jnp.float32)
+    return sampling.replace(**rows)

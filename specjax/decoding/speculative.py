@@ -1,0 +1,225 @@
+"""The loop: propose, verify, commit, as one compiled program with ragged acceptance per row.
+
+Leviathan et al. 2023 (arXiv 2211.17192, algorithm 1), generalised: any drafter, any rule, chains and trees. Plain
+decoding is this loop with nothing drafted.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax import sampling, types, verification
+from specjax.decoding import finish as finishes
+from specjax.decoding import state as states
+
+__all__ = ["prefill", "run", "step"]
+
+
+def prefill(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    state: states.DecodeState,
+    cached: jax.Array,
+    chunk: int,
+) -> states.DecodeState:
+    """Runs committed tokens through the target and the drafter, all but the last, in chunks.
+
+    Args:
+      target: the model.
+      drafter: sees every chunk with the target's output.
+      state: with text written up to `length`.
+      cached: int32[B], tokens already in the caches.
+      chunk: tokens a pass; at most `state.room`.
+    """
+    offset = jnp.arange(chunk, dtype=jnp.int32)[None]
+
+    def more(carry):
+        done, _, _ = carry
+        return jnp.any(done < state.length - 1)
+
+    def feed(carry):
+        done, cache, drafter_state = carry
+        count = jnp.clip(state.length - 1 - done, 0, chunk)
+        place = jnp.minimum(done[:, None] + offset, state.tokens.shape[1] - 1)
+        tokens = jnp.take_along_axis(state.tokens, place, axis=1)
+        output, entries = target.apply(target.params, tokens, cache, None, drafter.taps)
+        cache = target.commit(target.append(cache, entries), None, count)
+        drafter_state = drafter.prefill(drafter.params, drafter_state, tokens, count, output)
+        return done + count, cache, drafter_state
+
+    with jax.named_scope("prefill"):
+        _, cache, drafter_state = jax.lax.while_loop(
+            more, feed, (cached, state.cache, state.drafter)
+        )
+    return state.replace(cache=cache, drafter=drafter_state)
+
+
+def step(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    request: states.Request,
+    state: states.DecodeState,
+    rule: str | types.VerificationRule | None = None,
+) -> tuple[states.DecodeState, states.StepInfo]:
+    """One step: a draft, one pass of the target over [last token, drafted nodes], and what it accepts.
+
+    Args:
+      target: the model whose law is kept.
+      drafter: what proposes.
+      request: constants of the decode.
+      state: the carry; rows that have finished stay as they are.
+      rule: None picks one by the draft's kind (`verification.default_rule`).
+
+    Raises:
+      ValueError: the rule cannot take the draft, the vocabularies differ, or the state's caches lack the room.
+    """
+    active = state.finish == states.FinishReason.RUNNING
+    context = types.Context(
+        state.tokens, state.length, active, request.sampling, target, state.cache
+    )
+    with jax.named_scope("propose"):
+        draft, drafter_state = drafter.propose(
+            drafter.params, state.drafter, context, request.keys
+        )
+        draft = draft.replace(present=draft.present & active[:, None])
+        _check(target, draft, state)
+        rule = verification.default_rule(draft) if rule is None else verification.get(rule)
+
+    with jax.named_scope("verify"):
+        root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
+        tokens = jnp.concatenate([root, draft.tokens], axis=1)
+        output, entries = _forward(target, state.cache, tokens, draft, drafter.taps)
+        past = sampling.history(state.tokens, state.length, draft.tree, draft.tokens)
+        log_probs = sampling.warp(request.sampling, output.logits, past)
+        verdict = verification.verify(rule, request.keys, state.length, draft, log_probs)
+
+    with jax.named_scope("commit"):
+        state, info, verdict = _commit(target, request, state, draft, verdict, entries)
+        context = context.replace(tokens=state.tokens, length=state.length, cache=state.cache)
+        drafter_state = drafter.update(
+            drafter.params, drafter_state, context, draft, verdict, output
+        )
+    return state.replace(drafter=drafter_state), info
+
+
+def run(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    request: states.Request,
+    state: states.DecodeState,
+    statistics: states.Statistics,
+    most_steps: jax.Array,
+    rule: types.VerificationRule | None,
+) -> tuple[states.DecodeState, states.Statistics]:
+    """Steps until every row has finished, `most_steps` at the most."""
+
+    def more(carry):
+        taken, state, _ = carry
+        return (taken < most_steps) & jnp.any(state.finish == states.FinishReason.RUNNING)
+
+    def body(carry):
+        taken, state, statistics = carry
+        state, info = step(target, drafter, request, state, rule)
+        return taken + 1, state, states.record(statistics, info)
+
+    taken = jnp.zeros((), jnp.int32)
+    _, state, statistics = jax.lax.while_loop(more, body, (taken, state, statistics))
+    return state, statistics
+
+
+def _check(target: types.LanguageModel, draft: types.Draft, state: states.DecodeState) -> None:
+    if draft.log_probs.shape[2] != target.vocab_size:
+        raise ValueError(
+            f"the draft's vocabulary has {draft.log_probs.shape[2]} tokens and the target's "
+            f"{target.vocab_size}; both must share one tokenizer"
+        )
+    if draft.tree.size + 1 > state.room:
+        raise ValueError(
+            f"a draft of N={draft.tree.size} nodes needs room={draft.tree.size + 1} in the caches, and the state "
+            f"has room={state.room}; start the decode with this drafter"
+        )
+
+
+def _forward(
+    target: types.LanguageModel,
+    cache: Any,
+    tokens: jax.Array,
+    draft: types.Draft,
+    taps: tuple[int, ...],
+) -> tuple[types.ModelOutput, Any]:
+    """The target's pass over the root and the nodes; over the root alone when no row drafted anything."""
+
+    def wide():
+        return target.apply(target.params, tokens, cache, draft.tree, taps)
+
+    def narrow():
+        result = target.apply(target.params, tokens[:, :1], cache, None, taps)
+        size = draft.tree.size
+
+        def fill(leaf):
+            return jnp.pad(leaf, [(0, 0), (0, size)] + [(0, 0)] * (leaf.ndim - 2))
+
+        return jax.tree.map(fill, result)
+
+    if draft.tree.size == 0 or draft.passengers:
+        return wide()
+    # The branches read the cache and return entries only: a cache returned from a branch would be copied.
+    return jax.lax.cond(jnp.any(draft.present), wide, narrow)
+
+
+def _commit(
+    target: types.LanguageModel,
+    request: states.Request,
+    state: states.DecodeState,
+    draft: types.Draft,
+    verdict: types.Verdict,
+    entries: Any,
+) -> tuple[states.DecodeState, states.StepInfo, types.Verdict]:
+    """Writes what was accepted, through the first end of the text; the verdict comes back cut at that end."""
+    active = state.finish == states.FinishReason.RUNNING
+    depth = draft.tree.max_depth
+    order = jnp.arange(depth + 1, dtype=jnp.int32)[None]
+    accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(verdict.path - 1, 0), axis=1)
+    is_draft = order < verdict.count[:, None]
+    offered = jnp.where(
+        is_draft, jnp.pad(accepted, ((0, 0), (0, 1))), verdict.next_token[:, None]
+    )
+    # Rows that have finished write nothing: their slots are out of range.
+    capacity = state.tokens.shape[1]
+    row = jnp.arange(offered.shape[0], dtype=jnp.int32)[:, None]
+    place = jnp.where(active[:, None], state.length[:, None] + order, capacity)
+    text = state.tokens.at[row, place].set(offered, mode="drop")
+    kept, reason = finishes.close(
+        request, text, state.start, state.length, verdict.count + 1, depth + 1
+    )
+    kept = jnp.where(active, kept, 0)
+
+    cache = target.append(state.cache, entries)
+    nodes = None if draft.tree.is_chain else jnp.pad(verdict.path, ((0, 0), (1, 0)))
+    cache = target.commit(cache, nodes, kept)
+
+    stop = jnp.take_along_axis(
+        jnp.pad(verdict.path, ((0, 0), (1, 0))), verdict.count[:, None], axis=1
+    )[:, 0]
+    refused = jnp.any(verification.children(draft, stop), axis=-1) & (kept > verdict.count)
+    accepted_count = jnp.minimum(verdict.count, kept)
+    info = states.StepInfo(
+        tokens=offered,
+        emitted=kept,
+        accepted=accepted_count,
+        tested=order[:, :depth] < (accepted_count + refused.astype(jnp.int32))[:, None],
+        drafted=jnp.sum(draft.present, axis=-1, dtype=jnp.int32),
+        active=active,
+    )
+    count = jnp.maximum(kept - 1, 0)
+    verdict = verdict.replace(
+        count=count, next_token=jnp.take_along_axis(offered, count[:, None], axis=1)[:, 0]
+    )
+    state = state.replace(
+        tokens=text,
+        length=state.length + kept,
+        finish=jnp.where(active, reason, state.finish),
+        cache=cache,
+    )
+    return state, info, verdict

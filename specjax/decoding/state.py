@@ -1,0 +1,193 @@
+"""The pytrees of the decoding loop: the request, the carry, what a step reports, and the result.
+
+The request is constant through a decode; the state is the loop's whole carry; statistics leave through `StepInfo` and
+never change decoding.
+"""
+
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from specjax import types
+
+__all__ = [
+    "DecodeResult",
+    "DecodeState",
+    "FinishReason",
+    "Request",
+    "Statistics",
+    "StepInfo",
+    "no_statistics",
+    "record",
+]
+
+
+class FinishReason(enum.IntEnum):
+    """Why a row stopped. An end-of-sequence token or a stop sequence beats a limit reached at the same token."""
+
+    RUNNING = 0
+    EOS = 1
+    STOP = 2
+    LENGTH = 3
+    CACHE_FULL = 4
+
+
+@struct.dataclass
+class Request:
+    """What is asked for, one row a prompt; constant through a decode.
+
+    Attributes:
+      keys: typed keys[B]; only ever folded.
+      sampling: fields one value a row.
+      limit: int32[B], text length, prompt included, at which a row stops.
+      eos: int32[B, E], end-of-sequence tokens; −1, which no token is, fills unequal rows.
+      stop: int32[B, Q, W], stop sequences, ending at the last column.
+      stop_length: int32[B, Q], their lengths; 0 for none.
+    """
+
+    keys: jax.Array
+    sampling: types.Sampling
+    limit: jax.Array
+    eos: jax.Array
+    stop: jax.Array
+    stop_length: jax.Array
+
+
+@struct.dataclass
+class DecodeState:
+    """The carry of the loop. Invariant: the target's cache holds every committed token but the last.
+
+    Attributes:
+      tokens: int32[B, S], prompt and answer; only the first `length` count.
+      length: int32[B], committed tokens.
+      start: int32[B], where the answer begins.
+      finish: int32[B], a `FinishReason`.
+      cache: the target's.
+      drafter: the drafter's state.
+      room: slots that the caches have beyond S: the widest draft plus its root, or a prefill chunk.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    start: jax.Array
+    finish: jax.Array
+    cache: Any
+    drafter: Any
+    room: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class StepInfo:
+    """What one step did, for statistics and for curious callers.
+
+    Attributes:
+      tokens: int32[B, D+1], the tokens emitted; only the first `emitted` count.
+      emitted: int32[B], 0 for a row that had finished.
+      accepted: int32[B], drafted tokens among them.
+      tested: bool[B, D], whether a draft at this depth was accepted or was the first rejected.
+      drafted: int32[B], nodes proposed.
+      active: bool[B], rows that took part.
+    """
+
+    tokens: jax.Array
+    emitted: jax.Array
+    accepted: jax.Array
+    tested: jax.Array
+    drafted: jax.Array
+    active: jax.Array
+
+
+@struct.dataclass
+class Statistics:
+    """Counts of a decode, per row. Prefill is not counted, nor is anything past the end of a text.
+
+    Attributes:
+      target_steps: int32[B], passes of the target.
+      emitted: int32[B], new tokens.
+      drafted: int32[B], nodes proposed.
+      tested: int32[B, D], drafts tested at each depth: accepted, or the first rejected.
+      accepted: int32[B, D], of these the accepted.
+      histogram: int32[B, D+1], steps by the number of drafts accepted.
+    """
+
+    target_steps: jax.Array
+    emitted: jax.Array
+    drafted: jax.Array
+    tested: jax.Array
+    accepted: jax.Array
+    histogram: jax.Array
+
+    @property
+    def tau(self) -> float:
+        """Accepted length τ: emitted tokens per target step over all rows, the bonus token included."""
+        return float(jnp.sum(self.emitted) / jnp.maximum(jnp.sum(self.target_steps), 1))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """α: accepted drafts over tested ones (accepted, or the first rejected); NaN where none was tested."""
+        tested = int(jnp.sum(self.tested))
+        return float(jnp.sum(self.accepted)) / tested if tested else float("nan")
+
+
+def no_statistics(batch: int, depth: int) -> Statistics:
+    """All counts 0."""
+    return Statistics(
+        target_steps=jnp.zeros((batch,), jnp.int32),
+        emitted=jnp.zeros((batch,), jnp.int32),
+        drafted=jnp.zeros((batch,), jnp.int32),
+        tested=jnp.zeros((batch, depth), jnp.int32),
+        accepted=jnp.zeros((batch, depth), jnp.int32),
+        histogram=jnp.zeros((batch, depth + 1), jnp.int32),
+    )
+
+
+def record(statistics: Statistics, info: StepInfo) -> Statistics:
+    """Adds one step."""
+    depth = info.tested.shape[1]
+    level = jnp.arange(depth + 1, dtype=jnp.int32)[None]
+    accepted = level[:, :depth] < info.accepted[:, None]
+    here = (level == info.accepted[:, None]) & info.active[:, None]
+    return Statistics(
+        target_steps=statistics.target_steps + info.active.astype(jnp.int32),
+        emitted=statistics.emitted + info.emitted,
+        drafted=statistics.drafted + info.drafted,
+        tested=statistics.tested + info.tested.astype(jnp.int32),
+        accepted=statistics.accepted + accepted.astype(jnp.int32),
+        histogram=statistics.histogram + here.astype(jnp.int32),
+    )
+
+
+@struct.dataclass
+class DecodeResult:
+    """What a decode gave.
+
+    Attributes:
+      tokens: int32[B, S], prompt and answer.
+      start, length: int32[B]; the answer of row b is `tokens[b, start[b]:length[b]]`, through an end-of-sequence token
+        or stop sequence and no further.
+      finish: int32[B], a `FinishReason`.
+      statistics: counts.
+      state: from which decoding can go on (`generate(…, state=result.state)`, which consumes it).
+    """
+
+    tokens: jax.Array
+    start: jax.Array
+    length: jax.Array
+    finish: jax.Array
+    statistics: Statistics
+    state: DecodeState
+
+    @property
+    def new_tokens(self) -> list[list[int]]:
+        """The answers, on the host."""
+        tokens, start, length = (np.asarray(x) for x in (self.tokens, self.start, self.length))
+        return [row[a:b].tolist() for row, a, b in zip(tokens, start, length, strict=True)]
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """`eos`, `stop`, `length` or `cache_full` for each row, on the host."""
+        return [FinishReason(int(code)).name.lower() for code in np.asarray(self.finish)]

@@ -1,0 +1,17 @@
+"""Language models: the transformer of the Llama line, and tabular and recurrent toys under the same contract."""
+
+from specjax.models.config import RotaryScaling, TransformerConfig
+from specjax.models.recurrent import recurrent_model
+from specjax.models.tabular import random_table, tabular_model
+from specjax.models.transformer import init_params, language_model, parameter_shapes
+
+__all__ = [
+    "RotaryScaling",
+    "TransformerConfig",
+    "init_params",
+    "language_model",
+    "parameter_shapes",
+    "random_table",
+    "recurrent_model",
+    "tabular_model",
+]

@@ -1,0 +1,334 @@
+"""The contracts of specjax and the pytrees that cross them.
+
+Dimension names, used everywhere: B batch, T tokens in a call, N drafted nodes, D tree depth, R proposal laws, V
+vocabulary, H features, S cache capacity. The *target* is the model whose distribution is kept; the *draft* is what
+proposes. Every log-probability is a natural logarithm.
+
+Functions held by these records are static: module-level functions or frozen-dataclass callables. A closure, a `partial`
+or a bound method made per call is a new object, hence a new compilation.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from specjax import trees
+
+__all__ = [
+    "Context",
+    "Draft",
+    "Drafter",
+    "History",
+    "LanguageModel",
+    "ModelOutput",
+    "Sampling",
+    "Verdict",
+    "VerificationRule",
+    "draft",
+]
+
+
+def _static(default: Any = dataclasses.MISSING) -> Any:
+    if default is dataclasses.MISSING:
+        return struct.field(pytree_node=False)
+    return struct.field(pytree_node=False, default=default)
+
+
+@struct.dataclass
+class Sampling:
+    """How logits become the law to sample from; every field a scalar or one value a row.
+
+    The order and the definitions are Hugging Face's: logit bias, repetition penalty, constraint, temperature, top-k,
+    top-p, min-p. A field left None is not part of the program; changing a given field's value never recompiles.
+    Fields given as Python or numpy numbers are cast (float32, `top_k` int32) and checked here.
+
+    Attributes:
+      temperature: float32[] or [B]; 0 is greedy, the argmax with ties to the lowest token.
+      top_k: int32[] or [B]; keeps the k largest logits and their ties; 0 keeps all.
+      top_p: float32[] or [B] in (0, 1]; keeps the smallest set of most probable tokens whose mass reaches it.
+      min_p: float32[] or [B] in [0, 1]; keeps tokens at least this probable relative to the most probable one.
+      repetition_penalty: float32[] or [B], above 0; logits of tokens already in the text are divided by it when
+        positive and multiplied by it when negative (Keskar et al. 2019, arXiv 1909.05858, section 4.1).
+      logit_bias: float32[V] or [B, V], added to the logits; −inf forbids a token.
+      constraint: a pytree whose `__call__(history) -> bool[B, T, V]` tells which tokens may follow each node of a
+        `History`; a grammar lives here. It must allow at least one token.
+
+    Raises:
+      ValueError: a value is out of range or NaN; the message holds it.
+    """
+
+    temperature: Any = 0.0
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+    repetition_penalty: Any = None
+    logit_bias: Any = None
+    constraint: Any = None
+
+    def __post_init__(self):
+        for name, (dtype, lawful, wish) in _SAMPLING_FIELDS.items():
+            value = getattr(self, name)
+            # Tracers, device arrays and the placeholders of tree transformations pass untouched.
+            if not isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic)):
+                continue
+            given = np.asarray(value)
+            with np.errstate(invalid="ignore"):
+                if given.dtype.kind not in "iuf" or not np.all(lawful(given)):
+                    raise ValueError(f"sampling {name}={value} must be {wish}")
+            if dtype == np.int32 and not np.all(given == np.floor(given)):
+                raise ValueError(f"sampling {name}={value} must be whole")
+            object.__setattr__(self, name, np.asarray(given, dtype))
+
+
+_SAMPLING_FIELDS = {
+    "temperature": (np.float32, lambda x: (x >= 0) & np.isfinite(x), "finite and at least 0"),
+    "top_k": (np.int32, lambda x: x >= 0, "at least 0 (0 keeps all tokens)"),
+    "top_p": (np.float32, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1"),
+    "min_p": (np.float32, lambda x: (x >= 0) & (x <= 1), "between 0 and 1"),
+    "repetition_penalty": (np.float32, lambda x: (x > 0) & np.isfinite(x), "finite and above 0"),
+    "logit_bias": (np.float32, lambda x: ~np.isnan(x) & (x < np.inf), "below infinity and not NaN"),
+}
+
+
+@struct.dataclass
+class History:
+    """What stands before each of T next-token laws: the committed text, then the node's path of drafted tokens.
+
+    Attributes:
+      tokens: int32[B, S], committed text; only the first `length` count.
+      length: int32[B].
+      path: int32[B, T, D], drafted tokens from the root's child down to the node; only the first `depth` count.
+      depth: int32[B, T].
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    path: jax.Array
+    depth: jax.Array
+
+
+@struct.dataclass
+class ModelOutput:
+    """What a model says of T tokens.
+
+    Attributes:
+      logits: [B, T, V], of the token that follows each.
+      features: [B, T, taps, H], hidden states at the layers asked for (tap l < L: the input of layer l; L: the output
+        of the final norm).
+    """
+
+    logits: jax.Array
+    features: jax.Array
+
+
+@struct.dataclass
+class LanguageModel:
+    """A model as parameters and pure functions; nothing here assumes attention.
+
+    A cache holds, per row, committed entries and then uncommitted ones, which `commit` keeps or drops. `apply` only
+    reads it and returns the new tokens' entries beside the output, so that a branch of `lax.cond` need not return a
+    cache (it would be copied, every layer, every step); `append` writes them.
+
+    Attributes:
+      params: pytree of weights, traced.
+      apply: `(params, tokens[B,T], cache, tree, taps) -> (ModelOutput, entries)`. `tree` relates the uncommitted
+        entries and the T new tokens, in that order, node 0 first; None is a chain. `taps` is a tuple of layers.
+        Leaves of `entries` have axes [B, T, …].
+      append: `(cache, entries) -> cache` with T more uncommitted entries.
+      commit: `(cache, nodes[B,P] or None, count[B]) -> cache` keeps the first `count` of the listed uncommitted
+        entries, the root (entry 0) listed like any other, and drops the rest. None lists them in order: a chain, for
+        which no data moves.
+      init_cache: `(batch, capacity) -> cache`, empty.
+      truncate: optional `(cache, length[B]) -> cache` forgets committed entries beyond `length`, and uncommitted ones.
+      resume: optional `(params, hidden[B,T,H], layer, cache, tree, taps) -> (ModelOutput, entries)` starts at a later
+        layer from given hidden states (early exit); `entries` of the earlier layers are those the cache already holds
+        as its last T uncommitted entries.
+      vocab_size: V.
+      context_length: longest text in tokens, or None where there is no limit.
+      num_layers: L.
+      hidden_size: H of the features.
+      eos_ids: tokens that end a text unless the caller names others.
+    """
+
+    params: Any
+    apply: Callable[..., Any] = _static()
+    append: Callable[..., Any] = _static()
+    commit: Callable[..., Any] = _static()
+    init_cache: Callable[..., Any] = _static()
+    vocab_size: int = _static()
+    truncate: Callable[..., Any] | None = _static(None)
+    resume: Callable[..., Any] | None = _static(None)
+    context_length: int | None = _static(None)
+    num_layers: int = _static(0)
+    hidden_size: int = _static(0)
+    eos_ids: tuple[int, ...] = _static(())
+
+
+@struct.dataclass
+class Draft:
+    """A proposal: a tree of tokens and the laws from which they were drawn; build one with `draft`.
+
+    Attributes:
+      tokens: int32[B, N], of nodes 1…N.
+      present: bool[B, N]; an absent node is neither verified nor counted. A node may be absent because of the prefix,
+        its ancestors or its earlier siblings, never because of its own token (that would be lossy).
+      tree: the topology.
+      log_probs: [B, R, V], the proposal's laws; R is 0 when every node is deterministic.
+      law: int32[B, N], the row of `log_probs` each node was drawn from; −1 for a deterministic node (a one-hot law).
+      siblings: how siblings were drawn, `independent`, `distinct` (without replacement) or `coupled`.
+      passengers: whether some nodes ride in the target's pass for the drafter's `update` alone; they are absent, yet
+        the pass is never narrowed to one token.
+    """
+
+    tokens: jax.Array
+    present: jax.Array
+    tree: trees.Tree
+    log_probs: jax.Array
+    law: jax.Array
+    siblings: str = _static("independent")
+    passengers: bool = _static(False)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether no node was drawn at random, known at trace time."""
+        return self.log_probs.shape[1] == 0
+
+
+def draft(
+    tokens: jax.Array,
+    tree: trees.Tree,
+    *,
+    log_probs: jax.Array | None = None,
+    law: jax.Array | None = None,
+    present: jax.Array | None = None,
+    vocab_size: int | None = None,
+    siblings: str = "independent",
+    passengers: bool = False,
+) -> Draft:
+    """A `Draft` with the usual defaults: all nodes present, each drawn from the law of its parent's row.
+
+    Args:
+      tokens: int32[B, N].
+      tree: topology of N nodes.
+      log_probs: [B, R, V]; None for a deterministic draft, which then needs `vocab_size`.
+      law: int32[B, N]; by default the parent's index, or −1 everywhere for a deterministic draft.
+      present: bool[B, N]; descendants of an absent node become absent too.
+
+    Raises:
+      ValueError: shapes that do not agree, or an unknown `siblings`.
+    """
+    batch, size = tokens.shape
+    if tree.size != size:
+        raise ValueError(f"tokens[B, N] has N={size} but the tree has {tree.size} nodes")
+    if siblings not in ("independent", "distinct", "coupled"):
+        raise ValueError(f"siblings={siblings!r}; known: 'independent', 'distinct', 'coupled'")
+    if log_probs is None:
+        if vocab_size is None:
+            raise ValueError("a deterministic draft (log_probs=None) needs vocab_size")
+        log_probs = jnp.zeros((batch, 0, vocab_size), jnp.float32)
+    if law is None:
+        parent = trees.parents(tree) if log_probs.shape[1] else jnp.full((1, size), -1, jnp.int32)
+        law = jnp.broadcast_to(parent, (batch, size))
+    if present is None:
+        present = jnp.ones((batch, size), bool)
+    else:
+        missing = jnp.pad(~present, ((0, 0), (1, 0)))
+        present = ~jnp.any(trees.ancestors(tree)[:, 1:] & missing[:, None, :], axis=-1)
+    return Draft(tokens, present, tree, log_probs, law, siblings, passengers)
+
+
+@struct.dataclass
+class Verdict:
+    """What verification decided; each row emits `count` + 1 tokens.
+
+    Attributes:
+      path: int32[B, D], the accepted nodes from the root's child down; only the first `count` count.
+      count: int32[B], accepted drafts.
+      next_token: int32[B], the token after the last accepted node (the bonus token where the whole path was accepted).
+      draws: int32[B, N+1], the target's own token after every node, under rules that draw them; otherwise None.
+    """
+
+    path: jax.Array
+    count: jax.Array
+    next_token: jax.Array
+    draws: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationRule:
+    """A verification rule: conditional acceptance, residual and, for rules that match, the target's draws.
+
+    Attributes:
+      name: as in reports.
+      check: `(draft) -> None`, raises ValueError for a draft that the rule cannot take.
+      accept: `(draft, target_log_probs[B,N+1,V]) -> [B,N]`, the probability that a node is accepted given that its
+        parent was and its earlier siblings were not; 0 for an absent node. `target_log_probs[:, i]` is the warped law
+        after node i.
+      residual: `(draft, target_log_probs, node[B]) -> [B,V]`, log-law of the next token when the walk stops at `node`.
+      draw: None, or `(keys[B], length[B], draft, target_log_probs) -> int32[B,N+1]`, the target's token after each
+        node; a node is then accepted when it equals the draw at its parent, and the next token is the draw where the
+        walk stops. `accept` and `residual` still give the law, for the certificate.
+      lossless: whether the target's law is kept exactly.
+    """
+
+    name: str
+    check: Callable[[Draft], None]
+    accept: Callable[[Draft, jax.Array], jax.Array]
+    residual: Callable[[Draft, jax.Array, jax.Array], jax.Array]
+    draw: Callable[[jax.Array, jax.Array, Draft, jax.Array], jax.Array] | None = None
+    lossless: bool = True
+
+
+@struct.dataclass
+class Context:
+    """What a drafter may read of the decoding state.
+
+    Attributes:
+      tokens: int32[B, S], committed text; only the first `length` count.
+      length: int32[B], committed tokens, the last one (the root) included.
+      active: bool[B], rows that take part in this step; a drafter's state must not change for the others.
+      sampling: the request's sampling.
+      target: the target model.
+      cache: the target's cache, which holds every committed token but the last.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    active: jax.Array
+    sampling: Sampling
+    target: LanguageModel
+    cache: Any
+
+
+@struct.dataclass
+class Drafter:
+    """A way to propose, as parameters and pure functions.
+
+    Attributes:
+      params: pytree, traced: weights and any number that a user would sweep.
+      init: `(params, batch, capacity) -> state`.
+      prefill: `(params, state, tokens[B,T], count[B], output) -> state`, called for each chunk of committed tokens with
+        the target's output at them; only the first `count` of a row are real.
+      propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys: derive from them with
+        `sampling.derive`, never consume them.
+      update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context` holds the new text
+        and `active` the rows that took part; a row emitted `verdict.count` + 1 tokens, and ended early (end of
+        sequence, limit) where that is fewer than were accepted.
+      nodes: N, the number of nodes of every draft.
+      taps: layers of the target whose features `prefill` and `update` read.
+      name: as in reports.
+    """
+
+    params: Any
+    init: Callable[..., Any] = _static()
+    prefill: Callable[..., Any] = _static()
+    propose: Callable[..., Any] = _static()
+    update: Callable[..., Any] = _static()
+    nodes: int = _static()
+    taps: tuple[int, ...] = _static(())
+    name: str = _static("drafter")

@@ -1,0 +1,61 @@
+"""`block`: accept a chain's tokens jointly; never fewer than `token` in expectation.
+
+Sun et al. 2024, "Block Verification Accelerates Speculative Decoding" (arXiv 2403.10444, algorithm 2). The paper draws a
+flag per position and stops at the last one set; here the same law stands in conditional form, so that the shared walk
+applies: with h_i the paper's acceptance probability, P(stop ≥ i) = 1 − Π_{j≥i}(1 − h_j).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from specjax import types
+from specjax.verification import kernel, token
+
+__all__ = ["accept", "residual", "rule"]
+
+
+def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+    """P(stop ≥ i) / P(stop ≥ i − 1): [B, N]; 0 at absent nodes."""
+    weight = jnp.exp(_log_weights(draft, target_log_probs))
+    following = jnp.pad(draft.present[:, 1:], ((0, 0), (0, 1)))
+    surplus = _surplus(draft, target_log_probs, weight)
+    total = surplus + 1 - weight
+    certain = total <= 0
+    joint = jnp.where(certain, 1.0, surplus / jnp.where(certain, 1.0, total))
+    flag = jnp.where(draft.present, jnp.where(following, joint, weight), 0.0)
+    at_least = 1 - jnp.cumprod((1 - flag)[:, ::-1], axis=1)[:, ::-1]
+    before = jnp.pad(at_least[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
+    reachable = before > 0
+    return jnp.where(reachable, at_least / jnp.where(reachable, before, 1.0), 0.0)
+
+
+def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:
+    """norm(max(P_i·p − q, 0)) where the walk stops at i before the end, p at the end: log-law [B, V]."""
+    weight = jnp.pad(_log_weights(draft, target_log_probs), ((0, 0), (1, 0)))
+    chosen = jnp.take_along_axis(weight, node[:, None], axis=1)[:, 0]
+    return token.clipped_difference(draft, target_log_probs, node, chosen)
+
+
+def _log_weights(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+    """log P_i of nodes 1…N, P_i = min(1, P_{i−1}·p(x_i)/q(x_i)) and P_0 = 1: [B, N]."""
+    # A walk held below 0 is its free walk less the free walk's highest point so far, 0 included.
+    walk = jnp.cumsum(token.log_ratio(draft, target_log_probs), axis=1)
+    return walk - jnp.maximum(jax.lax.cummax(walk, axis=1), 0.0)
+
+
+def _surplus(draft: types.Draft, target_log_probs: jax.Array, weight: jax.Array) -> jax.Array:
+    """Σ_y max(P_i·p(y | x_≤i) − q(y | x_≤i), 0) of nodes 1…N; 0 at the last: [B, N]."""
+    size = draft.tokens.shape[1]
+    law = draft.law[:, 1:]
+    after = target_log_probs[:, 1:size]
+    row = jnp.arange(law.shape[0], dtype=jnp.int32)[:, None]
+    proposal = draft.log_probs[row, jnp.maximum(law, 0)]
+    weight = weight[:, :-1]
+    gap = jnp.maximum(weight[:, :, None] * jnp.exp(after) - jnp.exp(proposal), 0.0)
+    sampled = jnp.sum(gap, axis=-1)
+    # Against a one-hot law only the drafted token's mass is lost.
+    certain = weight * -jnp.expm1(kernel.parent_laws(draft, target_log_probs)[:, 1:])
+    return jnp.pad(jnp.where(law < 0, certain, sampled), ((0, 0), (0, 1)))
+
+
+rule = types.VerificationRule("block", token.check_sampled_chain, accept, residual)

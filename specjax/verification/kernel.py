@@ -1,0 +1,138 @@
+"""Verification: the one resolve, the one walk and the one sampler that every rule shares.
+
+A rule gives, for every node, the probability that it is accepted given that its parent was and its earlier siblings were
+not, and the residual law wherever the walk may stop. Everything else is here, so that the certificate runs through the
+code that decodes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from specjax import sampling, trees, types
+
+__all__ = [
+    "children",
+    "draft_law",
+    "node_log_probs",
+    "parent_laws",
+    "resolve",
+    "verify",
+]
+
+
+def verify(
+    rule: types.VerificationRule,
+    keys: jax.Array,
+    length: jax.Array,
+    draft: types.Draft,
+    target_log_probs: jax.Array,
+) -> types.Verdict:
+    """Accepts a path of the draft and draws the token after it, keeping the target's law exactly.
+
+    Args:
+      rule: how.
+      keys: request keys[B]; folded, not consumed.
+      length: int32[B], committed tokens, the root included.
+      draft: the proposal.
+      target_log_probs: [B, N+1, V], natural logs; row i is the warped law after node i.
+
+    Raises:
+      ValueError: the rule cannot take the draft, or shapes that do not agree.
+    """
+    batch, size = draft.tokens.shape
+    if target_log_probs.shape[:2] != (batch, size + 1):
+        raise ValueError(
+            f"target_log_probs[B, N+1, V] has shape {target_log_probs.shape}, but the draft's tokens[B, N] have "
+            f"shape {draft.tokens.shape}"
+        )
+    if draft.log_probs.shape[1] and draft.log_probs.shape[2] != target_log_probs.shape[2]:
+        raise ValueError(
+            f"the draft's laws are over V={draft.log_probs.shape[2]} tokens, the target's over "
+            f"V={target_log_probs.shape[2]}"
+        )
+    rule.check(draft)
+    if rule.draw is not None:
+        draws = rule.draw(keys, length, draft, target_log_probs)
+        path, count, stop = resolve(draft, matches(draft, draws))
+        next_token = jnp.take_along_axis(draws, stop[:, None], axis=1)[:, 0]
+        return types.Verdict(path, count, next_token, draws)
+
+    accept = rule.accept(draft, target_log_probs)
+    accept_keys = sampling.derive(keys, sampling.Stream.ACCEPT, length)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,), accept.dtype))(accept_keys)
+    # Strictly below, so that an acceptance of 0 never accepts, even at a uniform of 0.
+    path, count, stop = resolve(draft, uniform < accept)
+    residual_keys = sampling.derive(keys, sampling.Stream.RESIDUAL, length)
+    residual = rule.residual(draft, target_log_probs, stop)
+    return types.Verdict(path, count, sampling.categorical(residual_keys, residual))
+
+
+def matches(draft: types.Draft, draws: jax.Array) -> jax.Array:
+    """Whether each node equals the target's draw at its parent: bool[B, N]."""
+    parent = jnp.broadcast_to(trees.parents(draft.tree), draft.tokens.shape)
+    return draft.tokens == jnp.take_along_axis(draws, parent, axis=1)
+
+
+def resolve(
+    draft: types.Draft, flags: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Walks from the root to the first flagged child, again and again, and says where the walk stops.
+
+    Deterministic, and without a loop: a node is chosen when it is flagged and no earlier sibling is, and accepted when
+    its whole path is chosen.
+
+    Args:
+      draft: the proposal; absent nodes are never accepted.
+      flags: bool[B, N].
+
+    Returns:
+      path int32[B, D] (the first `count` count), count int32[B], stop int32[B] (a node, 0 is the root).
+    """
+    flags = flags & draft.present
+    batch, size = flags.shape
+    tree = draft.tree
+    beaten = jnp.any(trees.earlier_siblings(tree) & flags[:, None, :], axis=-1)
+    rejected = jnp.pad(~flags | beaten, ((0, 0), (1, 0)))
+    accepted = ~jnp.any(trees.ancestors(tree)[:, 1:] & rejected[:, None, :], axis=-1)
+    count = jnp.sum(accepted, axis=-1, dtype=jnp.int32)
+    node = jnp.arange(1, size + 1, dtype=jnp.int32)[None]
+    # Indices grow along a path, so the deepest accepted node has the largest.
+    stop = jnp.max(jnp.where(accepted, node, 0), axis=-1, initial=0)
+    level = jnp.arange(1, tree.max_depth + 1, dtype=jnp.int32)[None, None]
+    here = accepted[:, :, None] & (trees.depths(tree)[:, 1:, None] == level)
+    path = jnp.sum(jnp.where(here, node[:, :, None], 0), axis=1, dtype=jnp.int32)
+    return path, count, stop
+
+
+def node_log_probs(draft: types.Draft) -> jax.Array:
+    """log q of every node's own token under the law it was drawn from: [B, N]; 0 for a deterministic node."""
+    if draft.is_deterministic:
+        return jnp.zeros(draft.tokens.shape, draft.log_probs.dtype)
+    row = jnp.arange(draft.tokens.shape[0], dtype=jnp.int32)[:, None]
+    drawn = draft.log_probs[row, jnp.maximum(draft.law, 0), draft.tokens]
+    return jnp.where(draft.law < 0, 0.0, drawn)
+
+
+def draft_law(draft: types.Draft, node: jax.Array) -> jax.Array:
+    """The law that a node was drawn from, natural logs: [B, V] for node int32[B] in 1…N; one-hot where deterministic."""
+    index = (node - 1)[:, None]
+    token = jnp.take_along_axis(draft.tokens, index, axis=1)
+    law = jnp.take_along_axis(draft.law, index, axis=1)
+    vocabulary = jnp.arange(draft.log_probs.shape[2], dtype=jnp.int32)[None]
+    one_hot = jnp.where(vocabulary == token, 0.0, -jnp.inf).astype(draft.log_probs.dtype)
+    if draft.is_deterministic:
+        return one_hot
+    drawn = jnp.take_along_axis(draft.log_probs, jnp.maximum(law, 0)[:, :, None], axis=1)[:, 0]
+    return jnp.where(law < 0, one_hot, drawn)
+
+
+def parent_laws(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+    """log p of every node's own token under the target's law at its parent: [B, N]."""
+    row = jnp.arange(draft.tokens.shape[0], dtype=jnp.int32)[:, None]
+    parent = jnp.broadcast_to(trees.parents(draft.tree), draft.tokens.shape)
+    return target_log_probs[row, parent, draft.tokens]
+
+
+def children(draft: types.Draft, node: jax.Array) -> jax.Array:
+    """Which nodes are present children of node[B]: bool[B, N]."""
+    return (trees.parents(draft.tree) == node[:, None]) & draft.present
