@@ -1,12 +1,14 @@
 """The key/value cache: committed entries per row, uncommitted ones after them, commit and truncate.
 
-Row b holds `length[b]` committed entries in slots 0…length[b]−1 and the uncommitted entry j in slot length[b]+j. A chain
-is committed by a length alone; a path through a tree moves only its accepted entries down. Entries are stored rotated
-(rotary positions count from the committed length by depth, and a path keeps its depths), so moving them is enough.
+Row b holds `length[b]` committed entries in slots 0…length[b]−1 and the uncommitted entry j in slot
+length[b]+j. A chain is committed by a length alone; a path through a tree moves only its accepted
+entries down. Entries are stored rotated (rotary positions count from the committed length by depth,
+and a path keeps its depths), so moving them is enough.
 
 One array a layer: per-row writes into a stacked [L, B, …] cost many times more on the CPU.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -54,9 +56,10 @@ def append(cache: KVCache, entries: tuple[tuple[jax.Array, ...], tuple[jax.Array
     """Writes T more uncommitted entries.
 
     Args:
-      cache: with room for them: a write past the capacity would silently clamp onto committed entries.
-      entries: new keys and values, each a tuple of L arrays [B, T, KV heads, head size]; entries of the first layers
-        may be left out as None, which keeps what the slots hold.
+      cache: with room for them: a write past the capacity would silently clamp onto committed
+        entries.
+      entries: new keys and values, each a tuple of L arrays [B, T, KV heads, head size]; entries of
+        the first layers may be left out as None, which keeps what the slots hold.
     """
     start = cache.length + cache.uncommitted
 
@@ -67,7 +70,8 @@ def append(cache: KVCache, entries: tuple[tuple[jax.Array, ...], tuple[jax.Array
         )
 
     count = next(entry.shape[1] for entry in entries[0] if entry is not None)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         keys=write_all(cache.keys, entries[0]),
         values=write_all(cache.values, entries[1]),
         uncommitted=cache.uncommitted + count,
@@ -79,8 +83,8 @@ def commit(cache: KVCache, nodes: jax.Array | None, count: jax.Array) -> KVCache
 
     Args:
       cache: the cache.
-      nodes: int32[B, P], uncommitted entries in the order they are to stand; None is their own order (a chain), for
-        which no data moves.
+      nodes: int32[B, P], uncommitted entries in the order they are to stand; None is their own
+        order (a chain), for which no data moves.
       count: int32[B].
     """
     keys, values = cache.keys, cache.values
@@ -96,13 +100,15 @@ def commit(cache: KVCache, nodes: jax.Array | None, count: jax.Array) -> KVCache
 
 def truncate(cache: KVCache, length: jax.Array) -> KVCache:
     """Forgets committed entries beyond `length[B]` and all uncommitted ones; no data moves."""
-    return cache.replace(
-        length=jnp.minimum(cache.length, length), uncommitted=jnp.zeros_like(cache.uncommitted)
+    return dataclasses.replace(
+        cache,
+        length=jnp.minimum(cache.length, length),
+        uncommitted=jnp.zeros_like(cache.uncommitted),
     )
 
 
 def new_positions(cache: KVCache, tree: trees.Tree | None, count: int) -> jax.Array:
-    """Absolute positions of `count` new tokens: int32[B, T], the committed length plus the depth."""
+    """Positions of `count` new tokens, the committed length plus the depth: int32[B, T]."""
     new = jnp.arange(count, dtype=jnp.int32)
     if tree is None or tree.is_chain:
         depth = (cache.uncommitted + new)[None]
@@ -115,8 +121,8 @@ def visible(cache: KVCache, tree: trees.Tree | None, count: int) -> tuple[jax.Ar
     """What each of `count` new tokens may attend to.
 
     Returns:
-      bool[B, 1 or T, S] over the cache's slots and bool[1 or B, T, T] over the new tokens themselves: the committed
-      prefix and the token's ancestors.
+      bool[B, 1 or T, S] over the cache's slots and bool[1 or B, T, T] over the new tokens
+      themselves: the committed prefix and the token's ancestors.
     """
     slot = jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None]
     if tree is None or tree.is_chain:

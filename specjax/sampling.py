@@ -1,8 +1,9 @@
 """From logits to log-probabilities, and the keyed noise that turns them into tokens.
 
-`warp` is the only way from logits to a law: plain decoding, drafts and verification all call it, so a warper cannot be
-applied in two orders. Randomness is never a running key: every draw derives its key from the request's key, a named
-stream and a position (`derive`), so a text depends on its prompt and its key alone, whatever its batch or drafter.
+`warp` is the only way from logits to a law: plain decoding, drafts and verification all call it, so
+a warper cannot be applied in two orders. Randomness is never a running key: every draw derives its
+key from the request's key, a named stream and a position (`derive`), so a text depends on its
+prompt and its key alone, whatever its batch or drafter.
 """
 
 import enum
@@ -37,7 +38,7 @@ class Stream(enum.IntEnum):
 
 
 def derive(keys: jax.Array, stream: Stream, position: jax.Array) -> jax.Array:
-    """Keys[...] for one consumer at one position: folded from request keys[...], which are not consumed.
+    """Keys[...] for one consumer at one position; the request keys[...] are not consumed.
 
     Args:
       keys: typed keys, any shape.
@@ -80,14 +81,15 @@ def history(
 def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> jax.Array:
     """The law to sample from: normalised natural-log probabilities, same shape as `logits`.
 
-    Logit bias, repetition penalty, constraint, temperature, top-k, top-p and min-p, in Hugging Face's order and with
-    its definitions, save that tokens tied with the last one kept by top-p are all kept. A row at temperature 0 gets the
-    one-hot law of the argmax, ties to the lowest token.
+    Logit bias, repetition penalty, constraint, temperature, top-k, top-p and min-p, in Hugging
+    Face's order and with its definitions, save that tokens tied with the last one kept by top-p are
+    all kept. A row at temperature 0 gets the one-hot law of the argmax, ties to the lowest token.
 
     Args:
       sampling: fields are scalars or one value a row.
       logits: [B, T, V], float; computed in float32 or wider.
-      past: what stands before each of the T laws; read only by the repetition penalty and by a constraint.
+      past: what stands before each of the T laws; read only by the repetition penalty and by a
+        constraint.
     """
     batch, _, vocab_size = logits.shape
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -142,8 +144,8 @@ def greedy(log_probs: jax.Array) -> jax.Array:
 def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> jax.Array:
     """Gumbel noise keyed by (request key, position, token id): float32[B, T, M].
 
-    The value for a token does not depend on which others are asked for, so survivors of a warper can be drawn alone and
-    vocabulary shards agree.
+    The value for a token does not depend on which others are asked for, so survivors of a warper
+    can be drawn alone and vocabulary shards agree.
 
     Args:
       keys: request keys[B]; folded, not consumed.
@@ -159,8 +161,9 @@ def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> j
     bits = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda token: one(key, token))(tokens)))(
         at_position
     )
-    # A winner of the race has a small exponential. Taken from the small end of the uniform, it keeps 32 bits of
-    # resolution; 1 − u would leave 24, and visibly bend a flat law over a large vocabulary.
+    # A winner of the race has a small exponential. Taken from the small end of the uniform, it
+    # keeps 32 bits of resolution; 1 − u would leave 24, and visibly bend a flat law over a large
+    # vocabulary.
     uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
     return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24))))
 
@@ -168,8 +171,8 @@ def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> j
 def draw_target(keys: jax.Array, position: jax.Array, log_probs: jax.Array) -> jax.Array:
     """The target's own tokens, argmax(log p + Gumbel noise): int32[B, T].
 
-    The same request key gives the same token at the same position and law, in any program. No noise is drawn when every
-    law is one-hot.
+    The same request key gives the same token at the same position and law, in any program. No noise
+    is drawn when every law is one-hot.
 
     Args:
       keys: request keys[B]; folded, not consumed.
@@ -188,8 +191,8 @@ def draw_target(keys: jax.Array, position: jax.Array, log_probs: jax.Array) -> j
 def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
     """One token a row by a two-level inverse CDF: int32[B].
 
-    A block of the vocabulary is drawn by its mass, then a token within it, each with a uniform of its own. A token of
-    probability 0 is never drawn. Far cheaper than a row of Gumbel noise.
+    A block of the vocabulary is drawn by its mass, then a token within it, each with a uniform of
+    its own. A token of probability 0 is never drawn. Far cheaper than a row of Gumbel noise.
 
     Args:
       keys: typed keys[B]; consumed.
@@ -211,10 +214,16 @@ def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
 
 
 def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first index with weight whose cumulated weight exceeds `uniform` × total: int32[B] from [B, M] and [B]."""
+    """The first index with weight at which the cumulated weight exceeds `uniform` × total.
+
+    Args:
+      weights: [B, M], at least 0, not all 0.
+      uniform: [B], in [0, 1).
+    """
     cumulated = jnp.cumsum(weights, axis=-1)
     beyond = (cumulated > uniform[:, None] * cumulated[:, -1:]) & (weights > 0)
-    # Rounding may leave the last cumulated weights at the threshold; the last index with weight is then meant.
+    # Rounding may leave the last cumulated weights at the threshold; the last index with weight is
+    # then meant.
     last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
     return jnp.where(jnp.any(beyond, axis=-1), jnp.argmax(beyond, axis=-1), last).astype(jnp.int32)
 
@@ -235,10 +244,11 @@ def _seen(past: types.History, vocab_size: int) -> jax.Array:
 
 
 def _quantile(values: jax.Array, weights: jax.Array, mass: jax.Array) -> jax.Array:
-    """The largest value v, per row, such that entries of at least v weigh `mass` or more: [..., 1] from [..., V].
+    """The largest value v of a row [V] such that entries of at least v weigh `mass` or more.
 
-    Found by bisection over the bit patterns of the floats, which order as the floats do: as many passes as the type has
-    bits, and no sort. −inf (keep everything) where all entries together weigh less than `mass`.
+    Found by bisection over the bit patterns of the floats, which order as the floats do: as many
+    passes as the type has bits, and no sort. −inf (keep everything) where all entries together
+    weigh less than `mass`.
     """
     bits = jnp.finfo(values.dtype).bits
     integer = jnp.int32 if bits == 32 else jnp.int64

@@ -1,12 +1,12 @@
 """Draft trees: parents, depths, ancestors, paths and the builders of static topologies.
 
-A tree has N drafted nodes besides its root. Node 0 is the root, the last committed token; nodes 1…N are drafted tokens.
-A parent's index is always smaller than its child's, and siblings stand in the order in which they were drawn. A chain is
-the tree whose every parent is the previous node.
+A tree has N drafted nodes besides its root. Node 0 is the root, the last committed token; nodes 1…N
+are drafted tokens. A parent's index is always smaller than its child's, and siblings stand in the
+order in which they were drawn. A chain is the tree whose every parent is the previous node.
 
-A topology is either static (a tuple, so its masks are constants of the program) or dynamic (traced parents, one tree a
-row). Every function returns a leading axis that is 1 for a static tree and B for a dynamic one, so that both broadcast
-alike.
+A topology is either static (a tuple, so its masks are constants of the program) or dynamic (traced
+parents, one tree a row). Every function returns a leading axis that is 1 for a static tree and B
+for a dynamic one, so that both broadcast alike.
 """
 
 import functools
@@ -38,7 +38,8 @@ class Tree:
     Attributes:
       traced_parents: int32[B, N], the parent of nodes 1…N of each row, or None for a static tree.
       static_parents: the same as a tuple of N ints, or None for a dynamic tree.
-      max_depth: D, an upper bound (for a static tree the exact number) of drafted tokens on any path.
+      max_depth: D, an upper bound (for a static tree the exact number) of drafted tokens on any
+        path.
     """
 
     traced_parents: jax.Array | None
@@ -56,7 +57,7 @@ class Tree:
     @property
     def is_chain(self) -> bool:
         """Whether the topology is known, at trace time, to be a chain."""
-        return self.static_parents == tuple(range(self.size))
+        return self.size <= 1 or self.static_parents == tuple(range(self.size))
 
 
 def from_parents(parents_of: Sequence[int]) -> Tree:
@@ -68,7 +69,9 @@ def from_parents(parents_of: Sequence[int]) -> Tree:
     topology = tuple(int(parent) for parent in parents_of)
     for node, parent in enumerate(topology, start=1):
         if not 0 <= parent < node:
-            raise ValueError(f"parents={topology}: node {node} has parent {parent}, not in 0…{node - 1}")
+            raise ValueError(
+                f"parents={topology}: node {node} has parent {parent}, not in 0…{node - 1}"
+            )
     depth = _static_depths(topology)
     return Tree(traced_parents=None, static_parents=topology, max_depth=int(depth.max()))
 
@@ -85,7 +88,7 @@ def chain(length: int) -> Tree:
 
 
 def branching(factors: Sequence[int]) -> Tree:
-    """The tree in which every node at depth d has `factors[d]` children, breadth first (SpecInfer's expansion).
+    """The tree whose nodes at depth d have `factors[d]` children, breadth first (as SpecInfer's).
 
     Raises:
       ValueError: a factor is smaller than 1.
@@ -121,7 +124,7 @@ def parents(tree: Tree) -> jax.Array:
 
 
 def ancestors(tree: Tree) -> jax.Array:
-    """`[.., n, m]` is whether node m lies on the path from the root to node n, both included: bool[1 or B, N+1, N+1]."""
+    """`[.., n, m]`: is node m on the path from the root to n, both included; bool[.., N+1, N+1]."""
     if tree.static_parents is not None:
         return jnp.asarray(_static_ancestors(tree.static_parents)[None])
     assert tree.traced_parents is not None
@@ -155,7 +158,7 @@ def paths(tree: Tree) -> jax.Array:
 
 
 def earlier_siblings(tree: Tree) -> jax.Array:
-    """`[.., n-1, m-1]` is whether node m has node n's parent and was drawn before it: bool[1 or B, N, N]."""
+    """`[.., n-1, m-1]`: has m the parent of n, and was it drawn before n; bool[1 or B, N, N]."""
     parent = parents(tree)
     before = np.tril(np.ones((tree.size, tree.size), bool), k=-1)
     return (parent[:, :, None] == parent[:, None, :]) & jnp.asarray(before)[None]

@@ -1,6 +1,6 @@
 """Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
 
-from specjax.decoding.generation import autoregressive, generate, init, rule_for, stream
+from specjax.decoding.generation import autoregressive, decode, generate, init, rule_for, stream
 from specjax.decoding.plain import NOTHING
 from specjax.decoding.speculative import run, step
 from specjax.decoding.state import (
@@ -23,6 +23,7 @@ __all__ = [
     "Statistics",
     "StepInfo",
     "autoregressive",
+    "decode",
     "generate",
     "init",
     "no_statistics",

@@ -12,7 +12,7 @@ from specjax import types, verification
 from specjax.decoding import plain, requests, speculative
 from specjax.decoding import state as states
 
-__all__ = ["autoregressive", "generate", "init", "rule_for", "stream"]
+__all__ = ["autoregressive", "decode", "generate", "init", "rule_for", "stream"]
 
 _CAPACITY_STEP = 128
 _LARGEST_CHUNK = 128
@@ -45,7 +45,24 @@ def generate(
       ValueError: a bad option, an empty prompt, a text that does not fit, or a rule that cannot take the draft.
     """
     chosen = None if rule is None else verification.get(rule)
-    request, state = init(target, drafter, prompts, **options)
+    return decode(target, drafter, *init(target, drafter, prompts, **options), chosen)
+
+
+def decode(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    request: states.Request,
+    state: states.DecodeState,
+    rule: str | types.VerificationRule | None = None,
+) -> states.DecodeResult:
+    """Runs the compiled loop until every row has finished.
+
+    Args:
+      target, drafter, request: as given to and by `init`.
+      state: consumed (its buffers are donated).
+      rule: as in `generate`.
+    """
+    chosen = None if rule is None else verification.get(rule)
     statistics = _no_statistics(target, drafter, request, state)
     # Every step emits a token, so a decode takes at most as many steps as the text has room for.
     most_steps = jnp.asarray(state.tokens.shape[1], jnp.int32)

@@ -1,4 +1,4 @@
-"""Language models: the transformer of the Llama line, and tabular and recurrent toys under the same contract."""
+"""Language models: the Llama line's transformer, and tabular and recurrent toys."""
 
 from specjax.models.config import RotaryScaling, TransformerConfig
 from specjax.models.recurrent import recurrent_model

@@ -1,10 +1,12 @@
 """Shapes and switches of a decoder-only transformer of the Llama line.
 
-A configuration is a frozen dataclass of plain numbers, so it is hashable: two models loaded from the same
-configuration share every compiled program, whatever their weights.
+A configuration is a frozen dataclass of plain numbers, so it is hashable: two models loaded from
+the same configuration share every compiled program, whatever their weights.
 """
 
 import dataclasses
+
+__all__ = ["RotaryScaling", "TransformerConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +14,13 @@ class RotaryScaling:
     """How rotary frequencies are stretched for contexts longer than those of pre-training.
 
     Attributes:
-      kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `llama3` (Llama 3.1, arXiv 2407.21783) or `yarn`
-        (Peng et al. 2023, arXiv 2309.00071).
+      kind: `linear` (Chen et al. 2023, arXiv 2306.15595), `llama3` (Llama 3.1, arXiv 2407.21783) or
+        `yarn` (Peng et al. 2023, arXiv 2309.00071).
       factor: how many times longer the context has become.
       original_context: context length of pre-training, in tokens (`llama3`, `yarn`).
       low_frequency_factor, high_frequency_factor: the band that `llama3` interpolates.
-      fast_rotations, slow_rotations: the band that `yarn` interpolates, in rotations (32 and 1 in the paper).
+      fast_rotations, slow_rotations: the band that `yarn` interpolates, in rotations (32 and 1 in
+        the paper).
       attention_factor: multiplies cosines and sines (`yarn`); None computes it from `factor`.
     """
 
@@ -33,13 +36,15 @@ class RotaryScaling:
     def __post_init__(self):
         if self.kind not in ("linear", "llama3", "yarn"):
             raise ValueError(
-                f"rotary scaling kind={self.kind!r} is not supported; known: 'linear', 'llama3', 'yarn'"
+                f"rotary scaling kind={self.kind!r} is not supported; "
+                "known: 'linear', 'llama3', 'yarn'"
             )
         if not self.factor >= 1.0:
             raise ValueError(f"rotary scaling factor={self.factor} must be at least 1")
         if self.kind != "linear" and self.original_context < 1:
             raise ValueError(
-                f"rotary scaling {self.kind!r} needs original_context >= 1, got {self.original_context}"
+                f"rotary scaling {self.kind!r} needs original_context >= 1, "
+                f"got {self.original_context}"
             )
 
 

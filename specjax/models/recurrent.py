@@ -1,8 +1,11 @@
 """A small recurrent language model (Elman 1990): a `LanguageModel` without attention.
 
-Its cache is a state, not a list of entries. Every new token stacks the state it leads to, from its parent's; `commit`
-selects one of the stacked states. It cannot truncate: a state has no memory of earlier ones.
+Its cache is a state, not a list of entries. Every new token stacks the state it leads to, from its
+parent's; `commit` selects one of the stacked states. It cannot truncate: a state has no memory of
+earlier ones.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +50,7 @@ def init_params(key: jax.Array, vocab_size: int, hidden_size: int, sharpness: fl
 
 
 def recurrent_model(params: dict) -> types.LanguageModel:
-    """h ← tanh(h·recurrence + embedding[token]), logits = h·head, from weights as in `init_params`."""
+    """h ← tanh(h·recurrence + embedding[token]), logits = h·head; weights as in `init_params`."""
     vocab_size, hidden_size = params["embedding"].shape
     return types.LanguageModel(
         params=params,
@@ -106,14 +109,15 @@ def _apply(
 
 def _append(cache: RecurrentCache, entries: jax.Array) -> RecurrentCache:
     stack = jax.lax.dynamic_update_slice_in_dim(cache.stack, entries, cache.uncommitted, axis=1)
-    return cache.replace(stack=stack, uncommitted=cache.uncommitted + entries.shape[1])
+    return dataclasses.replace(cache, stack=stack, uncommitted=cache.uncommitted + entries.shape[1])
 
 
 def _commit(cache: RecurrentCache, nodes: jax.Array | None, count: jax.Array) -> RecurrentCache:
     last = jnp.maximum(count - 1, 0)[:, None]
     index = last if nodes is None else jnp.take_along_axis(nodes, last, axis=1)
     chosen = jnp.take_along_axis(cache.stack, index[:, :, None], axis=1)[:, 0]
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         state=jnp.where((count > 0)[:, None], chosen, cache.state),
         uncommitted=jnp.zeros_like(cache.uncommitted),
     )

@@ -35,7 +35,7 @@ def frequencies(config: configs.TransformerConfig) -> tuple[np.ndarray, float]:
 def _yarn(
     plain: np.ndarray, scaling: configs.RotaryScaling, config: configs.TransformerConfig
 ) -> tuple[np.ndarray, float]:
-    """Interpolates slow dimensions, keeps fast ones, ramps between (arXiv 2309.00071, section 3.2)."""
+    """Interpolates slow dimensions, keeps fast ones, ramps between (section 3.2 of the paper)."""
 
     def dimension(rotations):
         turns = scaling.original_context / (rotations * 2 * math.pi)
@@ -55,12 +55,13 @@ def _yarn(
 def tables(config: configs.TransformerConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines: two float32[B, T, 1, head_size / 2] for positions int32[B, T]."""
     frequency, factor = frequencies(config)
-    angle = positions[:, :, None, None].astype(jnp.float32) * jnp.asarray(frequency)[None, None, None]
+    where = positions[:, :, None, None].astype(jnp.float32)
+    angle = where * jnp.asarray(frequency)[None, None, None]
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
 
 def rotate(heads: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + head_size / 2) of heads[B, T, heads, head_size], as Hugging Face lays them out."""
+    """Turns pairs (i, i + head_size / 2) of [B, T, heads, head_size], Hugging Face's layout."""
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1

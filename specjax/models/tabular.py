@@ -1,4 +1,9 @@
-"""N-gram tables as language models: laws that can be enumerated, for certificates and tests of the whole loop."""
+"""N-gram tables as language models.
+
+Their laws can be enumerated, for certificates and for tests of the whole loop.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +46,17 @@ def tabular_model(table: jax.Array) -> types.LanguageModel:
     """A model whose logits are looked up by the last n − 1 tokens.
 
     Args:
-      table: float[V+1, …, V+1, V], one leading axis for each token of context, oldest first; index V stands for
-        "before the first token". n is the number of axes.
+      table: float[V+1, …, V+1, V], one leading axis for each token of context, oldest first; index
+        V stands for "before the first token". n is the number of axes.
 
     Raises:
       ValueError: a leading axis is not V + 1.
     """
     vocab_size = table.shape[-1]
     if any(size != vocab_size + 1 for size in table.shape[:-1]):
-        raise ValueError(f"table.shape={table.shape}: the leading axes must be V + 1 = {vocab_size + 1}")
+        raise ValueError(
+            f"table.shape={table.shape}: the leading axes must be V + 1 = {vocab_size + 1}"
+        )
     return types.LanguageModel(
         params=table,
         apply=_apply,
@@ -91,9 +98,7 @@ def _apply(
     logits = params[tuple(reversed(context))]
     if not context:
         logits = jnp.broadcast_to(logits, (*tokens.shape, vocab_size))
-    features = jnp.broadcast_to(
-        logits[:, :, None], (*tokens.shape, len(taps), vocab_size)
-    )
+    features = jnp.broadcast_to(logits[:, :, None], (*tokens.shape, len(taps), vocab_size))
     return types.ModelOutput(logits, features), tokens
 
 
@@ -110,7 +115,8 @@ def _append(cache: TabularCache, entries: jax.Array) -> TabularCache:
     row = jnp.arange(entries.shape[0], dtype=jnp.int32)[:, None]
     start = (cache.length + cache.uncommitted)[:, None]
     slot = start + jnp.arange(entries.shape[1], dtype=jnp.int32)[None]
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         tokens=cache.tokens.at[row, slot].set(entries),
         uncommitted=cache.uncommitted + entries.shape[1],
     )
@@ -127,6 +133,8 @@ def _commit(cache: TabularCache, nodes: jax.Array | None, count: jax.Array) -> T
 
 
 def _truncate(cache: TabularCache, length: jax.Array) -> TabularCache:
-    return cache.replace(
-        length=jnp.minimum(cache.length, length), uncommitted=jnp.zeros_like(cache.uncommitted)
+    return dataclasses.replace(
+        cache,
+        length=jnp.minimum(cache.length, length),
+        uncommitted=jnp.zeros_like(cache.uncommitted),
     )

@@ -1,9 +1,9 @@
 """A decoder-only transformer of the Llama line, in Flax NNX, behind a functional wall.
 
-The modules hold weights and arithmetic; caches are arguments and results, never variables. `language_model` turns a
-configuration and a pytree of weights into a `LanguageModel`, whose static functions depend on the configuration alone.
-The same forward pass serves prefill, one token, chains and trees: new tokens attend to the committed prefix and to their
-ancestors.
+The modules hold weights and arithmetic; caches are arguments and results, never variables.
+`language_model` turns a configuration and a pytree of weights into a `LanguageModel`, whose static
+functions depend on the configuration alone. The same forward pass serves prefill, one token, chains
+and trees: new tokens attend to the committed prefix and to their ancestors.
 """
 
 import dataclasses
@@ -18,11 +18,19 @@ from specjax import caches, trees, types
 from specjax.models import config as configs
 from specjax.models import rotary
 
-__all__ = ["init_params", "language_model", "parameter_shapes"]
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "Layer",
+    "Transformer",
+    "init_params",
+    "language_model",
+    "parameter_shapes",
+]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention over the cache and the new tokens (Ainslie et al. 2023, arXiv 2305.13245)."""
+    """Grouped-query attention over cache and new tokens (Ainslie et al. 2023, arXiv 2305.13245)."""
 
     def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -35,7 +43,7 @@ class Attention(nnx.Module):
         self.output = nnx.Linear(queries, width, use_bias=config.output_bias, rngs=rngs)
 
     def __call__(self, hidden, rotation, old, masks):
-        """hidden[B,T,H], old keys and values [B,KV,S,D] -> ([B,T,H], new keys and values [B,T,KV,D])."""
+        """hidden[B,T,H], old keys and values [B,KV,S,D] -> ([B,T,H], new ones [B,T,KV,D])."""
         config = self.config
         batch, count, _ = hidden.shape
         split = (batch, count, -1, config.head_size)
@@ -104,9 +112,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
         if not config.tied_embeddings:
-            self.head = nnx.Linear(
-                config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs
-            )
+            self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
     def __call__(self, hidden, first_layer, cache, tree, taps):
         """hidden[B,T,H] at the input of `first_layer` -> (logits, features, new entries)."""
@@ -137,7 +143,7 @@ def _abstract(config: configs.TransformerConfig):
 
 
 def parameter_shapes(config: configs.TransformerConfig) -> dict:
-    """The weights' pytree as shapes: nested dicts of `jax.ShapeDtypeStruct`, float32, kernels [in, out]."""
+    """The weights as nested dicts of `jax.ShapeDtypeStruct`, float32, kernels [in, out]."""
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
@@ -154,8 +160,8 @@ def init_params(config: configs.TransformerConfig, key: jax.Array, scale: float 
     leaves, structure = jax.tree.flatten(shapes)
     keys = jax.random.split(key, len(leaves))
 
-    def draw(leaf_key, shape):
-        return scale * jax.random.normal(leaf_key, shape.shape, shape.dtype) * shape.shape[-2] ** -0.5
+    def draw(leaf_key, shape, fan_in):
+        return scale * jax.random.normal(leaf_key, shape.shape, shape.dtype) * fan_in**-0.5
 
     def init(path, leaf_key, shape):
         kind = path[-1].key
@@ -164,8 +170,8 @@ def init_params(config: configs.TransformerConfig, key: jax.Array, scale: float 
         if kind == "bias":
             return jnp.zeros(shape.shape, shape.dtype)
         if kind == "embedding":
-            return scale * jax.random.normal(leaf_key, shape.shape, shape.dtype) * shape.shape[-1] ** -0.5
-        return draw(leaf_key, shape)
+            return draw(leaf_key, shape, shape.shape[-1])
+        return draw(leaf_key, shape, shape.shape[-2])
 
     return jax.tree_util.tree_map_with_path(init, jax.tree.unflatten(structure, list(keys)), shapes)
 
@@ -200,12 +206,15 @@ class _Resume:
         taps: tuple[int, ...] = (),
     ):
         if not 0 <= layer < self.config.num_layers:
-            raise ValueError(f"resume at layer={layer}: the model has {self.config.num_layers} layers")
+            raise ValueError(
+                f"resume at layer={layer}: the model has {self.config.num_layers} layers"
+            )
         if any(tap < layer for tap in taps):
             raise ValueError(f"taps={taps} lie before the layer resumed at, {layer}")
-        # The last T uncommitted entries are the same tokens, so far run through the earlier layers only.
+        # The last T uncommitted entries are the same tokens, so far run through the earlier layers
+        # only.
         count = hidden.shape[1]
-        before = cache.replace(uncommitted=cache.uncommitted - count)
+        before = dataclasses.replace(cache, uncommitted=cache.uncommitted - count)
         module = nnx.merge(_abstract(self.config)[0], params)
         return module(hidden, layer, before, tree, taps)
 
@@ -227,7 +236,8 @@ def language_model(config: configs.TransformerConfig, params: Any) -> types.Lang
 
     Args:
       config: static; equal configurations share compiled programs.
-      params: weights as `parameter_shapes` lays them out, in any float dtype (activations and cache follow it).
+      params: weights as `parameter_shapes` lays them out, in any float dtype (activations and cache
+        follow it).
 
     Raises:
       ValueError: a weight is missing, extra or misshapen; the message names it.

@@ -19,14 +19,17 @@ def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
     weight = jnp.exp(_log_weights(draft, target_log_probs))
     following = jnp.pad(draft.present[:, 1:], ((0, 0), (0, 1)))
     surplus = _surplus(draft, target_log_probs, weight)
-    total = surplus + 1 - weight
+    # In this order the total is never below the surplus, whatever is rounded off.
+    total = surplus + (1 - weight)
     certain = total <= 0
     joint = jnp.where(certain, 1.0, surplus / jnp.where(certain, 1.0, total))
     flag = jnp.where(draft.present, jnp.where(following, joint, weight), 0.0)
     at_least = 1 - jnp.cumprod((1 - flag)[:, ::-1], axis=1)[:, ::-1]
     before = jnp.pad(at_least[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
     reachable = before > 0
-    return jnp.where(reachable, at_least / jnp.where(reachable, before, 1.0), 0.0)
+    # A cumulated product need not fall monotonically when rounded.
+    share = jnp.minimum(at_least, before)
+    return jnp.where(reachable, share / jnp.where(reachable, before, 1.0), 0.0)
 
 
 def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Experiment binaries, each run as `python -m experiments.NAME`."""

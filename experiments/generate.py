@@ -1,0 +1,316 @@
+"""Answers a prompt with a decoding method, streams the text, and reports what it cost.
+
+  python -m experiments.generate --method=prompt_lookup --compare --prompt="Repeat exactly: …"
+
+With --compare the same prompt is also decoded plainly in this process, warm and in alternation, and the two texts are
+held against each other. With --json the last line is one JSON object.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics as medians
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+import specjax
+from experiments import methods
+from specjax import analysis, decoding, trees, types, verification
+
+_MODEL = flags.DEFINE_string("model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id.")
+_METHOD = flags.DEFINE_string("method", "prompt_lookup", f"One of: {', '.join(methods.METHODS)}.")
+_PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A text file with what the user says.")
+_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, without the chat template.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Longest answer, in tokens.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable tokens.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of this mass.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the request's key.")
+_DRAFT_LENGTH = flags.DEFINE_integer("draft_length", None, "Tokens drafted a step; default by method.")
+_DRAFT = flags.DEFINE_string("draft", "layers:12", "Draft model of --method=model: layers:N or a checkpoint.")
+_GREEDY_DRAFT = flags.DEFINE_bool("greedy_draft", False, "Draft the most probable tokens (--method=model).")
+_RULE = flags.DEFINE_string("rule", None, f"One of: {', '.join(verification.RULES)}; default by method.")
+_COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each with --compare.")
+_JSON = flags.DEFINE_bool("json", False, "End with one JSON object on the last line.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, as the flags give it."""
+
+    model: str
+    method: str
+    prompt: str
+    raw: bool
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    settings: methods.Settings
+    rule: str | None
+    compare: bool
+    repeats: int
+
+    def __post_init__(self):
+        methods.find(self.method)
+        if self.rule is not None:
+            verification.get(self.rule)
+        if not self.prompt.strip():
+            raise ValueError(f"the prompt is empty ({self.prompt!r}); give --prompt or --prompt_file")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.repeats < 1:
+            raise ValueError(f"--repeats={self.repeats} must be at least 1")
+
+
+def config_from_flags() -> Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    if (_PROMPT.value is None) == (_PROMPT_FILE.value is None):
+        raise ValueError("give one of --prompt and --prompt_file")
+    prompt = _PROMPT.value
+    if prompt is None:
+        try:
+            prompt = pathlib.Path(_PROMPT_FILE.value).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--prompt_file={_PROMPT_FILE.value} cannot be read: {error}") from error
+    return Config(
+        model=_MODEL.value,
+        method=_METHOD.value,
+        prompt=prompt,
+        raw=_RAW.value,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+        settings=methods.Settings(_DRAFT_LENGTH.value, _DRAFT.value, _GREEDY_DRAFT.value),
+        rule=_RULE.value,
+        compare=_COMPARE.value,
+        repeats=_REPEATS.value,
+    )
+
+
+class _Progress:
+    """Says on standard error what takes long, and how long it took."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self):
+        self.began = time.perf_counter()
+        print(f"{self.what} …", end="", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, *exception):
+        self.seconds = time.perf_counter() - self.began
+        print(f" {self.seconds:.1f} s" if exception[0] is None else " failed", file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """A drafter with everything that a run needs; plain decoding is one of them."""
+
+    target: types.LanguageModel
+    drafter: types.Drafter
+    rule: types.VerificationRule
+    prompt: list[int]
+    options: dict[str, Any]
+
+    def stream(self):
+        """Tokens as they are accepted; the generator's value is the result."""
+        return specjax.stream(
+            self.target, self.drafter, [self.prompt], rule=self.rule, **self.options
+        )
+
+    def time(self) -> tuple[decoding.DecodeResult, float, float]:
+        """One whole decode: the result, prefill seconds and decoding seconds."""
+        began = time.perf_counter()
+        request, state = decoding.init(self.target, self.drafter, [self.prompt], **self.options)
+        jax.block_until_ready(state)
+        middle = time.perf_counter()
+        result = decoding.decode(self.target, self.drafter, request, state, self.rule)
+        jax.block_until_ready(result.tokens)
+        return result, middle - began, time.perf_counter() - middle
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Decodes, streaming the text to standard output; returns the report."""
+    with _Progress(f"loading {config.model}"):
+        bundle = specjax.load(config.model)
+        jax.block_until_ready(bundle.target.params)
+    drafter = methods.build(config.method, bundle, config.settings)
+    rule = decoding.rule_for(bundle.target, drafter, config.rule)
+    prompt = bundle.tokenizer.encode(config.prompt) if config.raw else bundle.chat(config.prompt)
+    options = {
+        "key": jax.random.key(config.seed),
+        "max_new_tokens": config.max_new_tokens,
+        "sampling": types.Sampling(config.temperature, config.top_k, config.top_p),
+    }
+    decoder = _Decoder(bundle.target, drafter, rule, prompt, options)
+
+    with _Progress(f"compiling {config.method} (prompt of {len(prompt)} tokens)") as compiling:
+        next(decoder.stream())
+
+    began = time.perf_counter()
+    stream, text = decoder.stream(), bundle.tokenizer.stream()
+    prefill_seconds = time.perf_counter() - began
+    first_token_seconds = None
+    while True:
+        try:
+            (tokens,) = next(stream)
+        except StopIteration as end:
+            result = end.value
+            break
+        if first_token_seconds is None:
+            first_token_seconds = time.perf_counter() - began
+        print(text.push(tokens), end="", flush=True)
+    print(text.flush(), flush=True)
+    seconds = time.perf_counter() - began - prefill_seconds
+    report = _report(config, bundle, rule, result, len(prompt))
+    report |= {
+        "prefill_seconds": prefill_seconds,
+        "time_to_first_token": first_token_seconds,
+        "seconds": seconds,
+        "compile_seconds": compiling.seconds,
+    }
+    if config.compare:
+        report |= _compare(config, decoder, bundle.target)
+    report["tokens_per_second"] = report["new_tokens"] / report["seconds"]
+    return report
+
+
+def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
+    (tokens,) = result.new_tokens
+    counts = result.statistics
+    tested, accepted = np.asarray(counts.tested[0]), np.asarray(counts.accepted[0])
+    return {
+        "model": config.model,
+        "method": config.method,
+        "rule": rule.name,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "prompt_tokens": prompt_tokens,
+        "text": bundle.tokenizer.decode(tokens),
+        "tokens": tokens,
+        "new_tokens": len(tokens),
+        "finish_reason": result.finish_reasons[0],
+        "tau": counts.tau,
+        "acceptance_rate": _number(counts.acceptance_rate),
+        "acceptance_by_position": [
+            round(float(a / t), 4) if t else None for a, t in zip(accepted, tested, strict=True)
+        ],
+        "target_steps": int(counts.target_steps[0]),
+        "drafted": int(counts.drafted[0]),
+        "accept_histogram": np.asarray(counts.histogram[0]).tolist(),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"specjax": specjax.__version__, "jax": jax.__version__},
+    }
+
+
+def _number(value: float) -> float | None:
+    """NaN, which JSON does not know, as null."""
+    return None if np.isnan(value) else value
+
+
+def _compare(config: Config, decoder: _Decoder, target: types.LanguageModel) -> dict[str, Any]:
+    """Both methods in alternation, medians; whether the texts agree, and whether the rule is certified."""
+    plain = dataclasses.replace(decoder, drafter=decoding.NOTHING, rule=verification.get("match"))
+    with _Progress("compiling plain decoding"):
+        next(plain.stream())
+    own, baseline = [], []
+    with _Progress(f"comparing, {config.repeats} runs of each in alternation"):
+        for _ in range(config.repeats):
+            own.append(decoder.time())
+            baseline.append(plain.time())
+    (tokens,), (plain_tokens,) = own[-1][0].new_tokens, baseline[-1][0].new_tokens
+    seconds = medians.median(run[2] for run in own)
+    plain_seconds = medians.median(run[2] for run in baseline)
+    prefill, plain_prefill = (medians.median(run[1] for run in runs) for runs in (own, baseline))
+    same_path = config.temperature == 0 or decoder.rule.draw is not None
+    divergence = None
+    if same_path:
+        divergence = analysis.first_divergence(target, decoder.prompt, tokens, plain_tokens)
+    return {
+        "seconds": seconds,
+        "prefill_seconds": prefill,
+        "plain_seconds": plain_seconds,
+        "plain_prefill_seconds": plain_prefill,
+        "plain_new_tokens": len(plain_tokens),
+        "plain_tokens_per_second": len(plain_tokens) / plain_seconds,
+        "speedup": (len(tokens) / seconds) / (len(plain_tokens) / plain_seconds),
+        "speedup_with_prefill": (len(tokens) / (seconds + prefill))
+        / (len(plain_tokens) / (plain_seconds + plain_prefill)),
+        "seconds_spread": [min(run[2] for run in own), max(run[2] for run in own)],
+        "plain_seconds_spread": [min(run[2] for run in baseline), max(run[2] for run in baseline)],
+        "identical": divergence is None if same_path else None,
+        "first_divergence": dataclasses.asdict(divergence) if divergence else None,
+        "certified": _certified(decoder.rule, decoder.drafter),
+    }
+
+
+def _certified(rule: types.VerificationRule, drafter: types.Drafter) -> bool:
+    """Whether enumeration certifies the rule on chains like the drafter's, of up to three tokens."""
+    depth = max(1, min(drafter.nodes, 3))
+    target_key, draft_key = jax.random.split(jax.random.key(0))
+    target = analysis.random_law(target_key, 3, depth + 1)
+    proposal = analysis.random_law(draft_key, 3, depth)
+    proposals = [proposal] if rule.draw is None else [proposal, None]
+    chain = trees.chain(depth)
+    return all(analysis.certify(rule, chain, target, drawn_from).passed for drawn_from in proposals)
+
+
+def _table(report: dict[str, Any]) -> str:
+    def show(value, form="{:.2f}"):
+        return "–" if value is None else form.format(value)
+
+    positions = " ".join(show(rate) for rate in report["acceptance_by_position"])
+    rows = [
+        ("method, rule", f"{report['method']}, {report['rule']}"),
+        ("prompt, new tokens", f"{report['prompt_tokens']}, {report['new_tokens']} ({report['finish_reason']})"),
+        ("compile", f"{report['compile_seconds']:.2f} s"),
+        ("prefill", f"{report['prefill_seconds']:.3f} s"),
+        ("time to first token", show(report["time_to_first_token"], "{:.3f} s")),
+        ("decoding", f"{report['seconds']:.2f} s, {report['tokens_per_second']:.1f} tokens/s"),
+        ("tokens a target step (τ)", f"{report['tau']:.2f} in {report['target_steps']} steps"),
+        ("acceptance rate", show(report["acceptance_rate"])),
+        ("  by position", positions or "–"),
+    ]
+    if "speedup" in report:
+        identical = {True: "yes", False: "NO", None: "not claimed: equal in law"}[report["identical"]]
+        rows += [
+            ("plain decoding", f"{report['plain_seconds']:.2f} s, {report['plain_tokens_per_second']:.1f} tokens/s"),
+            ("speedup", f"{report['speedup']:.2f}× ({report['speedup_with_prefill']:.2f}× with prefill)"),
+            ("identical to plain", identical),
+            ("rule certified exact", "yes" if report["certified"] else "NO"),
+        ]
+        if report["first_divergence"]:
+            gap = report["first_divergence"]
+            rows.append(("first divergence", f"token {gap['position']}, logit gap {gap['logit_gap']:.2g}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")
+        report = run(config_from_flags())
+    except (ValueError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"\n{_table(report)}", file=sys.stderr if _JSON.value else sys.stdout, flush=True)
+    if _JSON.value:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,21 @@
+"""Strict modes for every test: no silent broadcasting, no silent promotion, no key used twice."""
+
+import chex
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_debug_key_reuse", True)
+
+hypothesis.settings.register_profile(
+    "specjax", deadline=None, derandomize=True, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("specjax")
+
+
+@pytest.fixture(autouse=True)
+def fresh_trace_counter():
+    """Lets each test count the traces of `chex.assert_max_traces` from zero."""
+    chex.clear_trace_counter()
