@@ -2,8 +2,8 @@
 
   python -m experiments.generate --method=prompt_lookup --compare --prompt="Repeat exactly: …"
 
-With --compare the same prompt is also decoded plainly in this process, warm and in alternation, and the two texts are
-held against each other. With --json the last line is one JSON object.
+With --compare the same prompt is also decoded plainly in this process, warm and in alternation, and
+the two texts are held against each other. With --json the last line is one JSON object.
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ import specjax
 from experiments import methods
 from specjax import analysis, decoding, trees, types, verification
 
-_MODEL = flags.DEFINE_string("model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id.")
+_MODEL = flags.DEFINE_string(
+    "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id."
+)
 _METHOD = flags.DEFINE_string("method", "prompt_lookup", f"One of: {', '.join(methods.METHODS)}.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A text file with what the user says.")
@@ -32,10 +34,18 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of this mass.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the request's key.")
-_DRAFT_LENGTH = flags.DEFINE_integer("draft_length", None, "Tokens drafted a step; default by method.")
-_DRAFT = flags.DEFINE_string("draft", "layers:12", "Draft model of --method=model: layers:N or a checkpoint.")
-_GREEDY_DRAFT = flags.DEFINE_bool("greedy_draft", False, "Draft the most probable tokens (--method=model).")
-_RULE = flags.DEFINE_string("rule", None, f"One of: {', '.join(verification.RULES)}; default by method.")
+_DRAFT_LENGTH = flags.DEFINE_integer(
+    "draft_length", None, "Tokens drafted a step; default by method."
+)
+_DRAFT = flags.DEFINE_string(
+    "draft", "layers:12", "Draft model of --method=model: layers:N or a checkpoint."
+)
+_GREEDY_DRAFT = flags.DEFINE_bool(
+    "greedy_draft", False, "Draft the most probable tokens (--method=model)."
+)
+_RULE = flags.DEFINE_string(
+    "rule", None, f"One of: {', '.join(verification.RULES)}; default by method."
+)
 _COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each with --compare.")
 _JSON = flags.DEFINE_bool("json", False, "End with one JSON object on the last line.")
@@ -64,7 +74,9 @@ class Config:
         if self.rule is not None:
             verification.get(self.rule)
         if not self.prompt.strip():
-            raise ValueError(f"the prompt is empty ({self.prompt!r}); give --prompt or --prompt_file")
+            raise ValueError(
+                f"the prompt is empty ({self.prompt!r}); give --prompt or --prompt_file"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"--max_new_tokens={self.max_new_tokens} must be at least 1")
         if self.repeats < 1:
@@ -73,14 +85,15 @@ class Config:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    if (_PROMPT.value is None) == (_PROMPT_FILE.value is None):
+    prompt, file = _PROMPT.value, _PROMPT_FILE.value
+    if (prompt is None) == (file is None):
         raise ValueError("give one of --prompt and --prompt_file")
-    prompt = _PROMPT.value
     if prompt is None:
+        assert file is not None
         try:
-            prompt = pathlib.Path(_PROMPT_FILE.value).read_text(encoding="utf-8")
+            prompt = pathlib.Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--prompt_file={_PROMPT_FILE.value} cannot be read: {error}") from error
+            raise ValueError(f"--prompt_file={file} cannot be read: {error}") from error
     return Config(
         model=_MODEL.value,
         method=_METHOD.value,
@@ -111,7 +124,11 @@ class _Progress:
 
     def __exit__(self, *exception):
         self.seconds = time.perf_counter() - self.began
-        print(f" {self.seconds:.1f} s" if exception[0] is None else " failed", file=sys.stderr, flush=True)
+        print(
+            f" {self.seconds:.1f} s" if exception[0] is None else " failed",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +238,7 @@ def _number(value: float) -> float | None:
 
 
 def _compare(config: Config, decoder: _Decoder, target: types.LanguageModel) -> dict[str, Any]:
-    """Both methods in alternation, medians; whether the texts agree, and whether the rule is certified."""
+    """Both methods in alternation; whether the texts agree, and whether the rule is certified."""
     plain = dataclasses.replace(decoder, drafter=decoding.NOTHING, rule=verification.get("match"))
     with _Progress("compiling plain decoding"):
         next(plain.stream())
@@ -257,7 +274,7 @@ def _compare(config: Config, decoder: _Decoder, target: types.LanguageModel) -> 
 
 
 def _certified(rule: types.VerificationRule, drafter: types.Drafter) -> bool:
-    """Whether enumeration certifies the rule on chains like the drafter's, of up to three tokens."""
+    """Whether enumeration certifies the rule on chains of up to three tokens."""
     depth = max(1, min(drafter.nodes, 3))
     target_key, draft_key = jax.random.split(jax.random.key(0))
     target = analysis.random_law(target_key, 3, depth + 1)
@@ -274,7 +291,10 @@ def _table(report: dict[str, Any]) -> str:
     positions = " ".join(show(rate) for rate in report["acceptance_by_position"])
     rows = [
         ("method, rule", f"{report['method']}, {report['rule']}"),
-        ("prompt, new tokens", f"{report['prompt_tokens']}, {report['new_tokens']} ({report['finish_reason']})"),
+        (
+            "prompt, new tokens",
+            f"{report['prompt_tokens']}, {report['new_tokens']} ({report['finish_reason']})",
+        ),
         ("compile", f"{report['compile_seconds']:.2f} s"),
         ("prefill", f"{report['prefill_seconds']:.3f} s"),
         ("time to first token", show(report["time_to_first_token"], "{:.3f} s")),
@@ -284,16 +304,27 @@ def _table(report: dict[str, Any]) -> str:
         ("  by position", positions or "–"),
     ]
     if "speedup" in report:
-        identical = {True: "yes", False: "NO", None: "not claimed: equal in law"}[report["identical"]]
+        identical = {True: "yes", False: "NO", None: "not claimed: equal in law"}[
+            report["identical"]
+        ]
         rows += [
-            ("plain decoding", f"{report['plain_seconds']:.2f} s, {report['plain_tokens_per_second']:.1f} tokens/s"),
-            ("speedup", f"{report['speedup']:.2f}× ({report['speedup_with_prefill']:.2f}× with prefill)"),
+            (
+                "plain decoding",
+                f"{report['plain_seconds']:.2f} s, "
+                f"{report['plain_tokens_per_second']:.1f} tokens/s",
+            ),
+            (
+                "speedup",
+                f"{report['speedup']:.2f}× ({report['speedup_with_prefill']:.2f}× with prefill)",
+            ),
             ("identical to plain", identical),
             ("rule certified exact", "yes" if report["certified"] else "NO"),
         ]
         if report["first_divergence"]:
             gap = report["first_divergence"]
-            rows.append(("first divergence", f"token {gap['position']}, logit gap {gap['logit_gap']:.2g}"))
+            rows.append(
+                ("first divergence", f"token {gap['position']}, logit gap {gap['logit_gap']:.2g}")
+            )
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -15,7 +15,8 @@ class Settings:
 
     Attributes:
       draft_length: K; None takes the method's own.
-      draft: the draft model, `layers:N` for the target's first N layers or anything that `specjax.load` takes.
+      draft: the draft model, `layers:N` for the target's first N layers or anything that
+        `specjax.load` takes.
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
     """
 

@@ -1,6 +1,16 @@
 """specjax: lossless parallel decoding of language models as pure, compiled JAX functions."""
 
-from specjax import analysis, checkpoints, decoding, drafters, models, sampling, trees, types, verification
+from specjax import (
+    analysis,
+    checkpoints,
+    decoding,
+    drafters,
+    models,
+    sampling,
+    trees,
+    types,
+    verification,
+)
 from specjax.checkpoints import load
 from specjax.decoding import autoregressive, generate, stream
 from specjax.types import Sampling

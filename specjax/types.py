@@ -1,10 +1,12 @@
 """The contracts of specjax and the pytrees that cross them.
 
-Dimension names, used everywhere: B batch, T tokens in a call, N drafted nodes, D tree depth, R proposal laws, V
-vocabulary, H features, S cache capacity. The *target* is the model whose distribution is kept; the *draft* is what
-proposes. Every log-probability is a natural logarithm.
+Dimension names, used everywhere: B batch, T tokens in a call, N drafted nodes, D tree depth, R
+  proposal laws, V
+vocabulary, H features, S cache capacity. The *target* is the model whose distribution is kept; the
+*draft* is what proposes. Every log-probability is a natural logarithm.
 
-Functions held by these records are static: module-level functions or frozen-dataclass callables. A closure, a `partial`
+Functions held by these records are static: module-level functions or frozen-dataclass callables. A
+  closure, a `partial`
 or a bound method made per call is a new object, hence a new compilation.
 """
 
@@ -43,20 +45,24 @@ def _static(default: Any = dataclasses.MISSING) -> Any:
 class Sampling:
     """How logits become the law to sample from; every field a scalar or one value a row.
 
-    The order and the definitions are Hugging Face's: logit bias, repetition penalty, constraint, temperature, top-k,
-    top-p, min-p. A field left None is not part of the program; changing a given field's value never recompiles.
-    Fields given as Python or numpy numbers are cast (float32, `top_k` int32) and checked here.
+    The order and the definitions are Hugging Face's: logit bias, repetition penalty, constraint,
+    temperature, top-k, top-p, min-p. A field left None is not part of the program; changing a given
+    field's value never recompiles. Fields given as Python or numpy numbers are cast (float32,
+    `top_k` int32) and checked here.
 
     Attributes:
       temperature: float32[] or [B]; 0 is greedy, the argmax with ties to the lowest token.
       top_k: int32[] or [B]; keeps the k largest logits and their ties; 0 keeps all.
-      top_p: float32[] or [B] in (0, 1]; keeps the smallest set of most probable tokens whose mass reaches it.
-      min_p: float32[] or [B] in [0, 1]; keeps tokens at least this probable relative to the most probable one.
-      repetition_penalty: float32[] or [B], above 0; logits of tokens already in the text are divided by it when
-        positive and multiplied by it when negative (Keskar et al. 2019, arXiv 1909.05858, section 4.1).
+      top_p: float32[] or [B] in (0, 1]; keeps the smallest set of most probable tokens whose mass
+        reaches it.
+      min_p: float32[] or [B] in [0, 1]; keeps tokens at least this probable relative to the most
+        probable one.
+      repetition_penalty: float32[] or [B], above 0; logits of tokens already in the text are
+        divided by it when positive and multiplied by it when negative (Keskar et al. 2019, arXiv
+        1909.05858, section 4.1).
       logit_bias: float32[V] or [B, V], added to the logits; −inf forbids a token.
-      constraint: a pytree whose `__call__(history) -> bool[B, T, V]` tells which tokens may follow each node of a
-        `History`; a grammar lives here. It must allow at least one token.
+      constraint: a pytree whose `__call__(history) -> bool[B, T, V]` tells which tokens may follow
+        each node of a `History`; a grammar lives here. It must allow at least one token.
 
     Raises:
       ValueError: a value is out of range or NaN; the message holds it.
@@ -97,12 +103,13 @@ _SAMPLING_FIELDS = {
 
 @struct.dataclass
 class History:
-    """What stands before each of T next-token laws: the committed text, then the node's path of drafted tokens.
+    """What stands before each of T next-token laws: committed text, then the node's path.
 
     Attributes:
       tokens: int32[B, S], committed text; only the first `length` count.
       length: int32[B].
-      path: int32[B, T, D], drafted tokens from the root's child down to the node; only the first `depth` count.
+      path: int32[B, T, D], drafted tokens from the root's child down to the node; only the first
+        `depth` count.
       depth: int32[B, T].
     """
 
@@ -118,8 +125,8 @@ class ModelOutput:
 
     Attributes:
       logits: [B, T, V], of the token that follows each.
-      features: [B, T, taps, H], hidden states at the layers asked for (tap l < L: the input of layer l; L: the output
-        of the final norm).
+      features: [B, T, taps, H], hidden states at the layers asked for (tap l < L: the input of
+        layer l; L: the output of the final norm).
     """
 
     logits: jax.Array
@@ -130,24 +137,26 @@ class ModelOutput:
 class LanguageModel:
     """A model as parameters and pure functions; nothing here assumes attention.
 
-    A cache holds, per row, committed entries and then uncommitted ones, which `commit` keeps or drops. `apply` only
-    reads it and returns the new tokens' entries beside the output, so that a branch of `lax.cond` need not return a
-    cache (it would be copied, every layer, every step); `append` writes them.
+    A cache holds, per row, committed entries and then uncommitted ones, which `commit` keeps or
+    drops. `apply` only reads it and returns the new tokens' entries beside the output, so that a
+    branch of `lax.cond` need not return a cache (it would be copied, every layer, every step);
+    `append` writes them.
 
     Attributes:
       params: pytree of weights, traced.
-      apply: `(params, tokens[B,T], cache, tree, taps) -> (ModelOutput, entries)`. `tree` relates the uncommitted
-        entries and the T new tokens, in that order, node 0 first; None is a chain. `taps` is a tuple of layers.
-        Leaves of `entries` have axes [B, T, …].
+      apply: `(params, tokens[B,T], cache, tree, taps) -> (ModelOutput, entries)`. `tree` relates
+        the uncommitted entries and the T new tokens, in that order, node 0 first; None is a chain.
+        `taps` is a tuple of layers. Leaves of `entries` have axes [B, T, …].
       append: `(cache, entries) -> cache` with T more uncommitted entries.
-      commit: `(cache, nodes[B,P] or None, count[B]) -> cache` keeps the first `count` of the listed uncommitted
-        entries, the root (entry 0) listed like any other, and drops the rest. None lists them in order: a chain, for
-        which no data moves.
+      commit: `(cache, nodes[B,P] or None, count[B]) -> cache` keeps the first `count` of the listed
+        uncommitted entries, the root (entry 0) listed like any other, and drops the rest. None
+        lists them in order: a chain, for which no data moves.
       init_cache: `(batch, capacity) -> cache`, empty.
-      truncate: optional `(cache, length[B]) -> cache` forgets committed entries beyond `length`, and uncommitted ones.
-      resume: optional `(params, hidden[B,T,H], layer, cache, tree, taps) -> (ModelOutput, entries)` starts at a later
-        layer from given hidden states (early exit); `entries` of the earlier layers are those the cache already holds
-        as its last T uncommitted entries.
+      truncate: optional `(cache, length[B]) -> cache` forgets committed entries beyond `length`,
+        and uncommitted ones.
+      resume: optional `(params, hidden[B,T,H], layer, cache, tree, taps) -> (ModelOutput, entries)`
+        starts at a later layer from given hidden states (early exit); `entries` of the earlier
+        layers are those the cache already holds as its last T uncommitted entries.
       vocab_size: V.
       context_length: longest text in tokens, or None where there is no limit.
       num_layers: L.
@@ -175,14 +184,17 @@ class Draft:
 
     Attributes:
       tokens: int32[B, N], of nodes 1…N.
-      present: bool[B, N]; an absent node is neither verified nor counted. A node may be absent because of the prefix,
-        its ancestors or its earlier siblings, never because of its own token (that would be lossy).
+      present: bool[B, N]; an absent node is neither verified nor counted. A node may be absent
+        because of the prefix, its ancestors or its earlier siblings, never because of its own token
+        (that would be lossy).
       tree: the topology.
       log_probs: [B, R, V], the proposal's laws; R is 0 when every node is deterministic.
-      law: int32[B, N], the row of `log_probs` each node was drawn from; −1 for a deterministic node (a one-hot law).
-      siblings: how siblings were drawn, `independent`, `distinct` (without replacement) or `coupled`.
-      passengers: whether some nodes ride in the target's pass for the drafter's `update` alone; they are absent, yet
-        the pass is never narrowed to one token.
+      law: int32[B, N], the row of `log_probs` each node was drawn from; −1 for a deterministic node
+        (a one-hot law).
+      siblings: how siblings were drawn, `independent`, `distinct` (without replacement) or
+        `coupled`.
+      passengers: whether some nodes ride in the target's pass for the drafter's `update` alone;
+        they are absent, yet the pass is never narrowed to one token.
     """
 
     tokens: jax.Array
@@ -210,7 +222,7 @@ def draft(
     siblings: str = "independent",
     passengers: bool = False,
 ) -> Draft:
-    """A `Draft` with the usual defaults: all nodes present, each drawn from the law of its parent's row.
+    """A `Draft` whose nodes, by default, are all present and drawn from their parents' laws.
 
     Args:
       tokens: int32[B, N].
@@ -247,10 +259,13 @@ class Verdict:
     """What verification decided; each row emits `count` + 1 tokens.
 
     Attributes:
-      path: int32[B, D], the accepted nodes from the root's child down; only the first `count` count.
+      path: int32[B, D], the accepted nodes from the root's child down; only the first `count`
+        count.
       count: int32[B], accepted drafts.
-      next_token: int32[B], the token after the last accepted node (the bonus token where the whole path was accepted).
-      draws: int32[B, N+1], the target's own token after every node, under rules that draw them; otherwise None.
+      next_token: int32[B], the token after the last accepted node (the bonus token where the whole
+        path was accepted).
+      draws: int32[B, N+1], the target's own token after every node, under rules that draw them;
+        otherwise None.
     """
 
     path: jax.Array
@@ -261,18 +276,20 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class VerificationRule:
-    """A verification rule: conditional acceptance, residual and, for rules that match, the target's draws.
+    """A verification rule: conditional acceptance, residual, and perhaps the target's draws.
 
     Attributes:
       name: as in reports.
       check: `(draft) -> None`, raises ValueError for a draft that the rule cannot take.
-      accept: `(draft, target_log_probs[B,N+1,V]) -> [B,N]`, the probability that a node is accepted given that its
-        parent was and its earlier siblings were not; 0 for an absent node. `target_log_probs[:, i]` is the warped law
-        after node i.
-      residual: `(draft, target_log_probs, node[B]) -> [B,V]`, log-law of the next token when the walk stops at `node`.
-      draw: None, or `(keys[B], length[B], draft, target_log_probs) -> int32[B,N+1]`, the target's token after each
-        node; a node is then accepted when it equals the draw at its parent, and the next token is the draw where the
-        walk stops. `accept` and `residual` still give the law, for the certificate.
+      accept: `(draft, target_log_probs[B,N+1,V]) -> [B,N]`, the probability that a node is accepted
+        given that its parent was and its earlier siblings were not; 0 for an absent node.
+        `target_log_probs[:, i]` is the warped law after node i.
+      residual: `(draft, target_log_probs, node[B]) -> [B,V]`, log-law of the next token when the
+        walk stops at `node`.
+      draw: None, or `(keys[B], length[B], draft, target_log_probs) -> int32[B,N+1]`, the target's
+        token after each node; a node is then accepted when it equals the draw at its parent, and
+        the next token is the draw where the walk stops. `accept` and `residual` still give the law,
+        for the certificate.
       lossless: whether the target's law is kept exactly.
     """
 
@@ -291,7 +308,8 @@ class Context:
     Attributes:
       tokens: int32[B, S], committed text; only the first `length` count.
       length: int32[B], committed tokens, the last one (the root) included.
-      active: bool[B], rows that take part in this step; a drafter's state must not change for the others.
+      active: bool[B], rows that take part in this step; a drafter's state must not change for the
+        others.
       sampling: the request's sampling.
       target: the target model.
       cache: the target's cache, which holds every committed token but the last.
@@ -312,13 +330,13 @@ class Drafter:
     Attributes:
       params: pytree, traced: weights and any number that a user would sweep.
       init: `(params, batch, capacity) -> state`.
-      prefill: `(params, state, tokens[B,T], count[B], output) -> state`, called for each chunk of committed tokens with
-        the target's output at them; only the first `count` of a row are real.
-      propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys: derive from them with
-        `sampling.derive`, never consume them.
-      update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context` holds the new text
-        and `active` the rows that took part; a row emitted `verdict.count` + 1 tokens, and ended early (end of
-        sequence, limit) where that is fewer than were accepted.
+      prefill: `(params, state, tokens[B,T], count[B], output) -> state`, called for each chunk of
+        committed tokens with the target's output at them; only the first `count` of a row are real.
+      propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys:
+        derive from them with `sampling.derive`, never consume them.
+      update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context`
+        holds the new text and `active` the rows that took part; a row emitted `verdict.count` + 1
+        tokens, and ended early (end of sequence, limit) where that is fewer than were accepted.
       nodes: N, the number of nodes of every draft.
       taps: layers of the target whose features `prefill` and `update` read.
       name: as in reports.

@@ -74,13 +74,25 @@ def fresh(rows):
     return caches.init(rows, CAPACITY, LAYERS, HEADS, SIZE, jnp.float32)
 
 
+def ragged(rows, uncommitted=0):
+    """A cache whose rows hold 0, 1, 2, … entries, then `uncommitted` ones, and its reference."""
+    cache, wanted = fresh(rows), Reference(rows)
+    cache = append(cache, entries_of(wanted.append(rows)))
+    count = list(range(rows))
+    wanted.commit(None, count)
+    cache = commit(cache, None, jnp.asarray(count, jnp.int32))
+    if uncommitted:
+        cache = append(cache, entries_of(wanted.append(uncommitted)))
+    return cache, wanted
+
+
 # Few rows are written one by one, many by one scatter.
 @pytest.mark.parametrize("rows", [3, 12])
 @settings(max_examples=12)
 @given(data=st.data())
 def test_any_sequence_of_operations(rows, data):
-    cache, wanted = fresh(rows), Reference(rows)
-    for _ in range(data.draw(st.integers(1, 6), "operations")):
+    cache, wanted = ragged(rows, uncommitted=2)
+    for _ in range(data.draw(st.integers(1, 5), "operations")):
         room = CAPACITY - max(
             len(done) + len(new)
             for done, new in zip(wanted.committed, wanted.uncommitted, strict=True)
@@ -111,18 +123,6 @@ def test_any_sequence_of_operations(rows, data):
             wanted.truncate(length)
             cache = truncate(cache, jnp.asarray(length, jnp.int32))
         assert_holds(cache, wanted)
-
-
-def ragged(rows, uncommitted=0):
-    """A cache whose rows hold 0, 1, 2, … entries, then `uncommitted` ones, and its reference."""
-    cache, wanted = fresh(rows), Reference(rows)
-    cache = append(cache, entries_of(wanted.append(rows)))
-    count = list(range(rows))
-    wanted.commit(None, count)
-    cache = commit(cache, None, jnp.asarray(count, jnp.int32))
-    if uncommitted:
-        cache = append(cache, entries_of(wanted.append(uncommitted)))
-    return cache, wanted
 
 
 def test_entries_left_out_keep_what_the_slots_hold():

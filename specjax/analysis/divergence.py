@@ -1,4 +1,7 @@
-"""Where two decodes of one prompt part, and by how little: floating point can flip an argmax between programs."""
+"""Where two decodes of one prompt part, and by how little.
+
+Floating point can flip an argmax between two programs that compute the same law.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,8 +22,8 @@ class Divergence:
     Attributes:
       position: index into the answers.
       tokens: the two tokens; None where an answer has ended.
-      logit_gap: |difference of their logits| after the common text; 0 when an answer has ended. Rounding alone
-        explains gaps up to some 1e-4 in float32.
+      logit_gap: |difference of their logits| after the common text; 0 when an answer has ended.
+        Rounding alone explains gaps up to some 1e-4 in float32.
     """
 
     position: int
@@ -45,15 +48,18 @@ def first_divergence(
         return None
     shorter = min(len(first), len(second))
     position = next((i for i in range(shorter) if first[i] != second[i]), shorter)
-    tokens = tuple(answer[position] if position < len(answer) else None for answer in (first, second))
-    if None in tokens:
-        return Divergence(position, tokens, 0.0)
+    one, other = (
+        answer[position] if position < len(answer) else None for answer in (first, second)
+    )
+    if one is None or other is None:
+        return Divergence(position, (one, other), 0.0)
     text = [*prompt, *first[:position]]
-    # Padded, so that many comparisons share few programs; later tokens cannot be seen by earlier ones.
+    # Padded, so that many comparisons share few programs; later tokens cannot be seen by earlier
+    # ones.
     padded = np.zeros((1, -(-len(text) // 128) * 128), np.int32)
     padded[0, : len(text)] = text
     logits = np.asarray(_last_logits(target, jnp.asarray(padded), jnp.int32(len(text) - 1)))
-    return Divergence(position, tokens, float(abs(logits[tokens[0]] - logits[tokens[1]])))
+    return Divergence(position, (one, other), float(abs(logits[one] - logits[other])))
 
 
 @jax.jit

@@ -1,12 +1,13 @@
 """Exact certificates of losslessness, by enumeration through the code that decodes.
 
-`outcome_law` gives the probability of every outcome of one verification as a product of conditional acceptances and a
-residual. `certify` enumerates every acceptance flag (or every draw of the target) through the very `resolve` that
-decoding uses, demands the same law, then sums over every draft the proposal can make and holds the emitted text's law
-against the target's.
+`outcome_law` gives the probability of every outcome of one verification as a product of conditional
+acceptances and a residual. `certify` enumerates every acceptance flag (or every draw of the target)
+through the very `resolve` that decoding uses, demands the same law, then sums over every draft the
+proposal can make and holds the emitted text's law against the target's.
 
-A *conditional law* over texts of up to D + 1 tokens is a list of D + 1 arrays: entry d is [V^d, V], natural logs of the
-next token's law after each of the V^d paths of d tokens, a path's index having its first token as the highest digit.
+A *conditional law* over texts of up to D + 1 tokens is a list of D + 1 arrays: entry d is [V^d, V],
+natural logs of the next token's law after each of the V^d paths of d tokens, a path's index having
+its first token as the highest digit.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ def outcome_law(
 def enumerated_law(
     rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
 ) -> jax.Array:
-    """The same law as `outcome_law`, summed over all 2^N flags, or all V^(N+1) draws, through `resolve`."""
+    """`outcome_law`, summed over all 2^N flags or all V^(N+1) draws through `resolve`."""
     if rule.draw is not None:
         return _law_of_draws(draft, target_log_probs)
     accept = rule.accept(draft, target_log_probs)
@@ -111,10 +112,12 @@ def _law_of_draws(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
 
 
 def _sum_over(weigh: Callable[[jax.Array], jax.Array], base: int, count: int) -> jax.Array:
-    """Σ `weigh` over all numbers of `count` digits, in blocks: one long float32 sum would lose digits."""
+    """Σ `weigh` over all numbers of `count` digits, in blocks: a long float32 sum loses digits."""
     block = base ** min(count, 4)
     numbers = jnp.asarray(_digits(base, count)).reshape(-1, block, count)
-    return jnp.sum(jax.lax.map(lambda some: jnp.sum(jax.vmap(weigh)(some), axis=0), numbers), axis=0)
+    return jnp.sum(
+        jax.lax.map(lambda some: jnp.sum(jax.vmap(weigh)(some), axis=0), numbers), axis=0
+    )
 
 
 def _residuals(
@@ -142,9 +145,10 @@ def certify(
       rule: the rule or its name.
       tree: static, with independent siblings; N up to 6 or so, since V^N drafts are enumerated.
       target: a conditional law of D + 1 entries.
-      proposal: a conditional law of at least D entries, in the same dtype; None certifies deterministic drafts, every
-        one of them by itself.
-      absent: bool[V^d] for d < D, whether drafting stops after that path (what a confidence stop may do).
+      proposal: a conditional law of at least D entries, in the same dtype; None certifies
+        deterministic drafts, every one of them by itself.
+      absent: bool[V^d] for d < D, whether drafting stops after that path (what a confidence stop
+        may do).
 
     Raises:
       ValueError: a dynamic tree, laws of the wrong length, or a rule that cannot take such a draft.
@@ -155,13 +159,19 @@ def certify(
         raise ValueError("certify enumerates the drafts of a static tree, and this one is dynamic")
     if len(target) != depth + 1 or (proposal is not None and len(proposal) < depth):
         raise ValueError(
-            f"a tree of depth D={depth} needs a target law of {depth + 1} entries and a proposal of {depth}, "
-            f"got {len(target)} and {None if proposal is None else len(proposal)}"
+            f"a tree of depth D={depth} needs a target law of {depth + 1} entries and a "
+            f"proposal of {depth}, got {len(target)} and {None if proposal is None else len(proposal)}"
         )
     vocab_size = target[0].shape[1]
     if absent is None:
         absent = [np.zeros(vocab_size**level, bool) for level in range(depth)]
-    numbers = _certify(rule, tree, tuple(target), None if proposal is None else tuple(proposal[:depth]), tuple(absent))
+    numbers = _certify(
+        rule,
+        tree,
+        tuple(target),
+        None if proposal is None else tuple(proposal[:depth]),
+        tuple(absent),
+    )
     error, total_variation, walk_error, accepted = map(float, numbers)
     return Certificate(
         rule.name,
@@ -184,14 +194,21 @@ def _certify(rule, tree, target, proposal, absent):
     target_log_probs = _at_nodes(target, depths, index)
     parent = jnp.broadcast_to(trees.parents(tree), drafted.shape)
     parent_depth = jnp.asarray(trees.depths(tree))[0][parent[0]]
-    stopped = _at_nodes([level[:, None] for level in absent], parent_depth, jnp.take_along_axis(index, parent, 1))
+    stopped = _at_nodes(
+        [level[:, None] for level in absent], parent_depth, jnp.take_along_axis(index, parent, 1)
+    )
     log_probs = None
     weight = jnp.ones((drafted.shape[0],), target[0].dtype)
     if proposal is not None:
         # Nodes of full depth propose nothing; they repeat a law that no node names.
-        padded = [*proposal, jnp.zeros((vocab_size ** len(proposal), vocab_size), proposal[0].dtype)]
+        padded = [
+            *proposal,
+            jnp.zeros((vocab_size ** len(proposal), vocab_size), proposal[0].dtype),
+        ]
         log_probs = _at_nodes(padded, depths, index)
-    draft = types.draft(drafted, tree, log_probs=log_probs, present=~stopped[:, :, 0], vocab_size=vocab_size)
+    draft = types.draft(
+        drafted, tree, log_probs=log_probs, present=~stopped[:, :, 0], vocab_size=vocab_size
+    )
     rule.check(draft)
     if proposal is not None:
         # An absent node was never drawn: each of its tokens stands for 1/V of the same draft.
@@ -206,9 +223,14 @@ def _certify(rule, tree, target, proposal, absent):
     groups = 1 if proposal is not None else drafted.shape[0]
     law_of_text = jnp.zeros((groups, 1), law.dtype)
     wanted = jnp.ones((1, 1), law.dtype)
-    group = jnp.arange(drafted.shape[0], dtype=jnp.int32) if proposal is None else jnp.zeros_like(index[:, 0])
+    group = (
+        jnp.arange(drafted.shape[0], dtype=jnp.int32)
+        if proposal is None
+        else jnp.zeros_like(index[:, 0])
+    )
     for level, conditional in enumerate(target):
-        # Texts that have come this far go on by the target's law; outcomes of this length join them.
+        # Texts that have come this far go on by the target's law; outcomes of this length join
+        # them.
         probability = jnp.exp(conditional)[None]
         wanted = (wanted[:, :, None] * probability).reshape(1, -1)
         longer = (law_of_text[:, :, None] * probability).reshape(groups, -1)
@@ -246,7 +268,11 @@ def _at_nodes(laws: Sequence[jax.Array], depths: jax.Array, index: jax.Array) ->
 def _digits(base: int, count: int) -> np.ndarray:
     """All numbers of `count` digits, one a row: int32[base^count, count]."""
     grid = np.meshgrid(*[np.arange(base, dtype=np.int32)] * count, indexing="ij")
-    return np.stack([axis.reshape(-1) for axis in grid], axis=1) if count else np.zeros((1, 0), np.int32)
+    return (
+        np.stack([axis.reshape(-1) for axis in grid], axis=1)
+        if count
+        else np.zeros((1, 0), np.int32)
+    )
 
 
 def random_law(
@@ -265,7 +291,11 @@ def random_law(
     alpha = jnp.full((vocab_size,), concentration, dtype)
     return [
         jax.nn.log_softmax(
-            jnp.log(jnp.maximum(jax.random.dirichlet(keys[level], alpha, (vocab_size**level,), dtype), 1e-30)),
+            jnp.log(
+                jnp.maximum(
+                    jax.random.dirichlet(keys[level], alpha, (vocab_size**level,), dtype), 1e-30
+                )
+            ),
             axis=-1,
         )
         for level in range(depth)

@@ -1,8 +1,9 @@
 """Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
 
-from specjax.decoding.generation import autoregressive, decode, generate, init, rule_for, stream
+from specjax.decoding.generation import autoregressive, decode, generate, rule_for, stream
 from specjax.decoding.plain import NOTHING
 from specjax.decoding.speculative import run, step
+from specjax.decoding.start import init
 from specjax.decoding.state import (
     DecodeResult,
     DecodeState,

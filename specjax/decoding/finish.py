@@ -48,7 +48,9 @@ def close(
 
     end = jnp.minimum(request.limit, capacity)
     is_last = position + 1 >= end[:, None]
-    full = jnp.where(request.limit > capacity, states.FinishReason.CACHE_FULL, states.FinishReason.LENGTH)
+    full = jnp.where(
+        request.limit > capacity, states.FinishReason.CACHE_FULL, states.FinishReason.LENGTH
+    )
     reason = jnp.where(is_last, full[:, None], states.FinishReason.RUNNING)
     reason = jnp.where(is_stop, states.FinishReason.STOP, reason)
     reason = jnp.where(is_eos, states.FinishReason.EOS, reason)

@@ -1,4 +1,4 @@
-"""Plain decoding: the drafter that drafts nothing, so that the loop's every step is one token of the target."""
+"""Plain decoding: the drafter that drafts nothing, so that every step is one token."""
 
 import jax
 import jax.numpy as jnp

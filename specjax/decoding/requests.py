@@ -1,38 +1,48 @@
-"""From what a caller writes (lists, numbers, a key) to the arrays of a request; every bad value is refused here."""
+"""From what a caller writes (lists, numbers, a key) to the arrays of a request.
 
+Every bad value that can be seen outside a trace is refused here.
+"""
+
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core as jax_core
 
 from specjax import types
 from specjax.decoding import state as states
 
-__all__ = ["Prompts", "build", "pad", "request_keys"]
+__all__ = ["Prompts", "build", "is_traced", "pad", "request_keys"]
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
 
 
 def is_traced(*values: Any) -> bool:
     """Whether any of the values is abstract, so that it cannot be checked here."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return any(isinstance(leaf, jax_core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def pad(prompts: Prompts, lengths: Any, vocab_size: int) -> tuple[Any, Any]:
+def pad(
+    prompts: Prompts, lengths: Any, vocab_size: int, may_be_empty: bool = False
+) -> tuple[Any, Any]:
     """Prompts as int32[B, P] and int32[B] lengths.
 
     Args:
       prompts: one list of token ids a row, or int[B, P] with `lengths`.
       lengths: int[B] for an array of prompts; None counts all P.
       vocab_size: V.
+      may_be_empty: whether a row may have no tokens, as when going on.
 
     Raises:
       ValueError: no prompt, an empty one, or a token that is not in the vocabulary.
     """
     if isinstance(prompts, (str, bytes)) or any(isinstance(row, str) for row in prompts):
-        raise ValueError("prompts are lists of token ids; encode text first (bundle.tokenizer.encode)")
+        raise ValueError(
+            "prompts are lists of token ids; encode text first (bundle.tokenizer.encode)"
+        )
     if not isinstance(prompts, (np.ndarray, jax.Array)):
         if lengths is not None:
             raise ValueError("lengths belong to an array of prompts; lists know their own")
@@ -46,24 +56,30 @@ def pad(prompts: Prompts, lengths: Any, vocab_size: int) -> tuple[Any, Any]:
     if lengths is None:
         lengths = np.full((prompts.shape[0],), prompts.shape[1], np.int32)
     if not is_traced(prompts, lengths):
-        _check_prompts(np.asarray(prompts), np.asarray(lengths), vocab_size)
+        _check_prompts(np.asarray(prompts), np.asarray(lengths), vocab_size, may_be_empty)
     return prompts, lengths
 
 
-def _check_prompts(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> None:
+def _check_prompts(
+    prompts: np.ndarray, lengths: np.ndarray, vocab_size: int, may_be_empty: bool
+) -> None:
     for row, length in enumerate(lengths):
-        if length < 1:
+        if length < (0 if may_be_empty else 1):
             raise ValueError(f"prompt {row} is empty; a prompt needs at least one token")
         if length > prompts.shape[1]:
-            raise ValueError(f"prompt {row} has lengths[{row}]={length} but only {prompts.shape[1]} columns")
+            raise ValueError(
+                f"prompt {row} has lengths[{row}]={length} but only {prompts.shape[1]} columns"
+            )
         tokens = prompts[row, :length]
-        if tokens.min() < 0 or tokens.max() >= vocab_size:
-            bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
-            raise ValueError(f"prompt {row} holds token {bad}, outside the vocabulary 0…{vocab_size - 1}")
+        strange = tokens[(tokens < 0) | (tokens >= vocab_size)]
+        if strange.size:
+            raise ValueError(
+                f"prompt {row} holds token {strange[0]}, outside the vocabulary 0…{vocab_size - 1}"
+            )
 
 
 def request_keys(key: jax.Array | None, keys: jax.Array | None, batch: int) -> jax.Array:
-    """The rows' keys[B]: `key` folded with each row's index, or `keys` as given; neither is consumed.
+    """The rows' keys[B]: `key` folded with each row's index, or `keys`; neither is consumed.
 
     Raises:
       ValueError: both are given, an untyped key, or a wrong number of keys.
@@ -72,7 +88,9 @@ def request_keys(key: jax.Array | None, keys: jax.Array | None, batch: int) -> j
         raise ValueError("give key or keys, not both")
     given = keys if keys is not None else key
     if given is not None and not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"got a key of dtype {given.dtype}; make typed keys with jax.random.key(seed)")
+        raise ValueError(
+            f"got a key of dtype {given.dtype}; make typed keys with jax.random.key(seed)"
+        )
     if keys is None:
         key = jax.random.key(0) if key is None else key
         if key.ndim:
@@ -134,7 +152,8 @@ def build(
     return states.Request(
         keys=keys,
         sampling=_sampling_rows(sampling or types.Sampling(), batch, vocab_size),
-        limit=jnp.asarray(lengths, jnp.int32) + jnp.broadcast_to(jnp.asarray(most, jnp.int32), (batch,)),
+        limit=jnp.asarray(lengths, jnp.int32)
+        + jnp.broadcast_to(jnp.asarray(most, jnp.int32), (batch,)),
         eos=jnp.asarray(ends),
         stop=jnp.asarray(sequences),
         stop_length=jnp.asarray(stop_length),
@@ -145,14 +164,18 @@ def _per_row(value: Any, batch: int, depth: int, name: str) -> list[list]:
     """One list a row from nested lists; `depth` is how deep a value shared by all rows nests."""
 
     def nesting(x):
-        return 1 + max((nesting(item) for item in x), default=0) if isinstance(x, (list, tuple)) else 0
+        return (
+            1 + max((nesting(item) for item in x), default=0) if isinstance(x, (list, tuple)) else 0
+        )
 
     if value is None or len(value) == 0:
         return [[] for _ in range(batch)]
     if nesting(value) == depth:
         return [list(value)] * batch
     if nesting(value) != depth + 1 or len(value) != batch:
-        raise ValueError(f"{name}={value} is neither one list for all {batch} prompts nor one a prompt")
+        raise ValueError(
+            f"{name}={value} is neither one list for all {batch} prompts nor one a prompt"
+        )
     return [list(row) for row in value]
 
 
@@ -165,17 +188,20 @@ def _sampling_rows(sampling: types.Sampling, batch: int, vocab_size: int) -> typ
             continue
         if not is_traced(field) and isinstance(field, jax.Array):
             # Arrays from elsewhere pass the constructor unseen; as numpy they are checked.
-            sampling = sampling.replace(**{name: np.asarray(field)})
+            sampling = dataclasses.replace(sampling, **{name: np.asarray(field)})
             field = getattr(sampling, name)
         if jnp.shape(field) not in ((), (1,), (batch,)):
-            raise ValueError(f"sampling {name} has shape {jnp.shape(field)}; give one value or {batch}")
+            raise ValueError(
+                f"sampling {name} has shape {jnp.shape(field)}; give one value or {batch}"
+            )
         dtype = jnp.int32 if name == "top_k" else jnp.float32
         rows[name] = jnp.broadcast_to(jnp.asarray(field, dtype), (batch,))
     bias = sampling.logit_bias
     if bias is not None:
         if jnp.shape(bias) not in ((vocab_size,), (batch, vocab_size)):
             raise ValueError(
-                f"sampling logit_bias has shape {jnp.shape(bias)}; give ({vocab_size},) or ({batch}, {vocab_size})"
+                f"sampling logit_bias has shape {jnp.shape(bias)}; give ({vocab_size},) "
+                f"or ({batch}, {vocab_size})"
             )
         rows["logit_bias"] = jnp.asarray(bias, jnp.float32)
-    return sampling.replace(**rows)
+    return dataclasses.replace(sampling, **rows)

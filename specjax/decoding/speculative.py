@@ -1,9 +1,10 @@
 """The loop: propose, verify, commit, as one compiled program with ragged acceptance per row.
 
-Leviathan et al. 2023 (arXiv 2211.17192, algorithm 1), generalised: any drafter, any rule, chains and trees. Plain
-decoding is this loop with nothing drafted.
+Leviathan et al. 2023 (arXiv 2211.17192, algorithm 1), generalised: any drafter, any rule, chains
+and trees. Plain decoding is this loop with nothing drafted.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def prefill(
         _, cache, drafter_state = jax.lax.while_loop(
             more, feed, (cached, state.cache, state.drafter)
         )
-    return state.replace(cache=cache, drafter=drafter_state)
+    return dataclasses.replace(state, cache=cache, drafter=drafter_state)
 
 
 def step(
@@ -62,7 +63,7 @@ def step(
     state: states.DecodeState,
     rule: str | types.VerificationRule | None = None,
 ) -> tuple[states.DecodeState, states.StepInfo]:
-    """One step: a draft, one pass of the target over [last token, drafted nodes], and what it accepts.
+    """One step: a draft, one pass of the target over [last token, nodes], and what it accepts.
 
     Args:
       target: the model whose law is kept.
@@ -72,16 +73,15 @@ def step(
       rule: None picks one by the draft's kind (`verification.default_rule`).
 
     Raises:
-      ValueError: the rule cannot take the draft, the vocabularies differ, or the state's caches lack the room.
+      ValueError: the rule cannot take the draft, the vocabularies differ, or the state's caches
+        lack the room.
     """
     active = state.finish == states.FinishReason.RUNNING
     context = types.Context(
         state.tokens, state.length, active, request.sampling, target, state.cache
     )
     with jax.named_scope("propose"):
-        draft, drafter_state = drafter.propose(
-            drafter.params, state.drafter, context, request.keys
-        )
+        draft, drafter_state = drafter.propose(drafter.params, state.drafter, context, request.keys)
         draft = draft.replace(present=draft.present & active[:, None])
         _check(target, draft, state)
         rule = verification.default_rule(draft) if rule is None else verification.get(rule)
@@ -96,11 +96,13 @@ def step(
 
     with jax.named_scope("commit"):
         state, info, verdict = _commit(target, request, state, draft, verdict, entries)
-        context = context.replace(tokens=state.tokens, length=state.length, cache=state.cache)
+        context = dataclasses.replace(
+            context, tokens=state.tokens, length=state.length, cache=state.cache
+        )
         drafter_state = drafter.update(
             drafter.params, drafter_state, context, draft, verdict, output
         )
-    return state.replace(drafter=drafter_state), info
+    return dataclasses.replace(state, drafter=drafter_state), info
 
 
 def run(
@@ -136,8 +138,8 @@ def _check(target: types.LanguageModel, draft: types.Draft, state: states.Decode
         )
     if draft.tree.size + 1 > state.room:
         raise ValueError(
-            f"a draft of N={draft.tree.size} nodes needs room={draft.tree.size + 1} in the caches, and the state "
-            f"has room={state.room}; start the decode with this drafter"
+            f"a draft of N={draft.tree.size} nodes needs room={draft.tree.size + 1} in the caches, "
+            f"and the state has room={state.room}; start the decode with this drafter"
         )
 
 
@@ -148,7 +150,7 @@ def _forward(
     draft: types.Draft,
     taps: tuple[int, ...],
 ) -> tuple[types.ModelOutput, Any]:
-    """The target's pass over the root and the nodes; over the root alone when no row drafted anything."""
+    """The target's pass over root and nodes; over the root alone when no row drafted anything."""
 
     def wide():
         return target.apply(target.params, tokens, cache, draft.tree, taps)
@@ -164,7 +166,8 @@ def _forward(
 
     if draft.tree.size == 0 or draft.passengers:
         return wide()
-    # The branches read the cache and return entries only: a cache returned from a branch would be copied.
+    # The branches read the cache and return entries only: a cache returned from a branch would be
+    # copied.
     return jax.lax.cond(jnp.any(draft.present), wide, narrow)
 
 
@@ -176,15 +179,13 @@ def _commit(
     verdict: types.Verdict,
     entries: Any,
 ) -> tuple[states.DecodeState, states.StepInfo, types.Verdict]:
-    """Writes what was accepted, through the first end of the text; the verdict comes back cut at that end."""
+    """Writes what was accepted, through the text's first end; the verdict comes back cut there."""
     active = state.finish == states.FinishReason.RUNNING
     depth = draft.tree.max_depth
     order = jnp.arange(depth + 1, dtype=jnp.int32)[None]
     accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(verdict.path - 1, 0), axis=1)
     is_draft = order < verdict.count[:, None]
-    offered = jnp.where(
-        is_draft, jnp.pad(accepted, ((0, 0), (0, 1))), verdict.next_token[:, None]
-    )
+    offered = jnp.where(is_draft, jnp.pad(accepted, ((0, 0), (0, 1))), verdict.next_token[:, None])
     # Rows that have finished write nothing: their slots are out of range.
     capacity = state.tokens.shape[1]
     row = jnp.arange(offered.shape[0], dtype=jnp.int32)[:, None]
@@ -213,10 +214,11 @@ def _commit(
         active=active,
     )
     count = jnp.maximum(kept - 1, 0)
-    verdict = verdict.replace(
-        count=count, next_token=jnp.take_along_axis(offered, count[:, None], axis=1)[:, 0]
+    verdict = dataclasses.replace(
+        verdict, count=count, next_token=jnp.take_along_axis(offered, count[:, None], axis=1)[:, 0]
     )
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         tokens=text,
         length=state.length + kept,
         finish=jnp.where(active, reason, state.finish),

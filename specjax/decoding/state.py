@@ -1,7 +1,7 @@
 """The pytrees of the decoding loop: the request, the carry, what a step reports, and the result.
 
-The request is constant through a decode; the state is the loop's whole carry; statistics leave through `StepInfo` and
-never change decoding.
+The request is constant through a decode; the state is the loop's whole carry; statistics leave
+through `StepInfo` and never change decoding.
 """
 
 import enum
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class FinishReason(enum.IntEnum):
-    """Why a row stopped. An end-of-sequence token or a stop sequence beats a limit reached at the same token."""
+    """Why a row stopped; an end-of-sequence token or a stop sequence beats a limit at one token."""
 
     RUNNING = 0
     EOS = 1
@@ -59,7 +59,7 @@ class Request:
 
 @struct.dataclass
 class DecodeState:
-    """The carry of the loop. Invariant: the target's cache holds every committed token but the last.
+    """The carry of the loop; the target's cache holds every committed token but the last.
 
     Attributes:
       tokens: int32[B, S], prompt and answer; only the first `length` count.
@@ -123,12 +123,12 @@ class Statistics:
 
     @property
     def tau(self) -> float:
-        """Accepted length τ: emitted tokens per target step over all rows, the bonus token included."""
+        """Accepted length τ: emitted tokens per target step, the bonus token included."""
         return float(jnp.sum(self.emitted) / jnp.maximum(jnp.sum(self.target_steps), 1))
 
     @property
     def acceptance_rate(self) -> float:
-        """α: accepted drafts over tested ones (accepted, or the first rejected); NaN where none was tested."""
+        """α: accepted drafts over tested (accepted, or the first rejected); NaN if none was."""
         tested = int(jnp.sum(self.tested))
         return float(jnp.sum(self.accepted)) / tested if tested else float("nan")
 
@@ -167,8 +167,8 @@ class DecodeResult:
 
     Attributes:
       tokens: int32[B, S], prompt and answer.
-      start, length: int32[B]; the answer of row b is `tokens[b, start[b]:length[b]]`, through an end-of-sequence token
-        or stop sequence and no further.
+      start, length: int32[B]; the answer of row b is `tokens[b, start[b]:length[b]]`, through an
+        end-of-sequence token or stop sequence and no further.
       finish: int32[B], a `FinishReason`.
       statistics: counts.
       state: from which decoding can go on (`generate(…, state=result.state)`, which consumes it).

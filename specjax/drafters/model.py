@@ -43,14 +43,14 @@ def model(
     greedy: bool = False,
     stop_below: float = 0.0,
 ) -> types.Drafter:
-    """Drafts a chain of up to `length` tokens, drawn from the draft model's law under the request's sampling.
+    """Drafts a chain of up to `length` tokens, drawn from the draft model's warped law.
 
     Args:
       draft_model: shares the target's vocabulary.
       length: K, the draft length; static.
       greedy: draft the most probable token instead, a deterministic draft for `match`.
-      stop_below: stops before a token when the draft model's largest probability (at temperature 1) is below this.
-        The drawn token itself never decides: dropping a drawn token would be lossy.
+      stop_below: stops before a token when the draft model's largest probability (at temperature 1)
+        is below this. The drawn token itself never decides: dropping a drawn token would be lossy.
 
     Raises:
       ValueError: `length` below 1, or `stop_below` outside [0, 1].
@@ -96,13 +96,13 @@ def _feed(
     """Commits the first `count` of tokens[B, T]; also gives the logits [B, T, V]."""
     output, entries = draft_model.apply(draft_model.params, tokens, state.cache, None, ())
     cache = draft_model.commit(draft_model.append(state.cache, entries), None, count)
-    return output.logits, state.replace(cache=cache, seen=state.seen + count)
+    return output.logits, dataclasses.replace(state, cache=cache, seen=state.seen + count)
 
 
 def _catch_up(
     draft_model: types.LanguageModel, state: DraftModelState, context: types.Context
 ) -> tuple[jax.Array, DraftModelState]:
-    """Feeds the committed tokens the draft model lacks, the root last; logits [B, V] after the root."""
+    """Feeds the committed tokens the draft model lacks; logits [B, V] after the root."""
 
     def missing(state):
         return jnp.where(context.active, context.length - 1 - state.seen, 0)
@@ -117,7 +117,8 @@ def _catch_up(
         return _feed(draft_model, state, window(state, _CATCH_UP), count)[1]
 
     state = jax.lax.while_loop(lambda state: jnp.any(missing(state) > 1), feed, state)
-    # After full acceptance one token is missing, otherwise none: two columns serve both kinds of row in one pass.
+    # After full acceptance one token is missing, otherwise none: two columns serve both kinds of
+    # row in one pass.
     behind = missing(state)
     count = jnp.where(context.active, behind + 1, 0)
     logits, state = _feed(draft_model, state, window(state, 2), count)
@@ -135,8 +136,8 @@ class _Propose:
         draft_model = params.model
         if draft_model.vocab_size != context.target.vocab_size:
             raise ValueError(
-                f"the draft model's vocabulary has {draft_model.vocab_size} tokens and the target's "
-                f"{context.target.vocab_size}; both must share one tokenizer"
+                f"the draft model's vocabulary has {draft_model.vocab_size} tokens and the "
+                f"target's {context.target.vocab_size}; both must share one tokenizer"
             )
         batch = context.length.shape[0]
         step_keys = sampling.derive(keys, sampling.Stream.DRAFT, context.length)
@@ -193,7 +194,7 @@ class _Propose:
             present=present,
             vocab_size=context.target.vocab_size,
         )
-        return draft, state.replace(cache=cache, fed=depth - 1)
+        return draft, dataclasses.replace(state, cache=cache, fed=depth - 1)
 
 
 def _update(
@@ -204,7 +205,7 @@ def _update(
     verdict: types.Verdict,
     output: types.ModelOutput,
 ) -> DraftModelState:
-    """Keeps the fed tokens that were accepted; the last draft was never fed and is caught up next time."""
+    """Keeps the accepted of the fed tokens; the last draft, never fed, is caught up next."""
     del draft, output
     kept = jnp.where(context.active, jnp.minimum(verdict.count, state.fed), 0)
     return DraftModelState(

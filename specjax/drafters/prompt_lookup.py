@@ -1,7 +1,10 @@
-"""Prompt lookup: the text itself proposes (Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023, arXiv 2304.04487).
+"""Prompt lookup: the text itself proposes.
 
-The longest earlier occurrence of the text's last tokens is found in prompt and answer alike, and what followed it there
-is the draft. No weights, and next to no time; it pays where the answer copies.
+Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023 (arXiv 2304.04487).
+
+The longest earlier occurrence of the text's last tokens is found in prompt and answer alike, and
+what followed it there is the draft. No weights, and next to no time; it pays where the answer
+copies.
 """
 
 import dataclasses
@@ -15,9 +18,10 @@ __all__ = ["prompt_lookup"]
 
 
 def prompt_lookup(length: int = 8, *, shortest: int = 2, longest: int = 16) -> types.Drafter:
-    """Drafts the continuation of the longest n-gram match, the latest one among equals; absent when there is none.
+    """Drafts what followed the longest n-gram match, the latest among equals; absent without one.
 
-    A match so close to the end that its continuation runs into the end goes on periodically, as repeating text does.
+    A match so close to the end that its continuation runs into the end goes on periodically, as
+    repeating text does.
 
     Args:
       length: K, the draft length; static.
@@ -30,7 +34,9 @@ def prompt_lookup(length: int = 8, *, shortest: int = 2, longest: int = 16) -> t
     if length < 1:
         raise ValueError(f"draft length={length} must be at least 1")
     if not 1 <= shortest <= longest:
-        raise ValueError(f"need 1 <= shortest <= longest, got shortest={shortest}, longest={longest}")
+        raise ValueError(
+            f"need 1 <= shortest <= longest, got shortest={shortest}, longest={longest}"
+        )
     return types.Drafter(
         params=jnp.asarray(shortest, jnp.int32),
         init=_init,
@@ -85,7 +91,11 @@ class _Propose:
 def _longest_match(
     tokens: jax.Array, length: jax.Array, longest: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Where the longest earlier match of the text's last tokens ends, and its length: two int32[B, 1]; 0 if none."""
+    """Where the longest earlier match of the last tokens ends, and its length (0 if none).
+
+    Returns:
+      Two int32[B, 1].
+    """
     slots = tokens.shape[1]
     place = jnp.arange(slots, dtype=jnp.int32)[None]
     agrees = jnp.broadcast_to(place < length - 1, tokens.shape)

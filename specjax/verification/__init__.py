@@ -4,4 +4,14 @@ from specjax.verification import block, match, token
 from specjax.verification.kernel import children, resolve, verify
 from specjax.verification.rules import RULES, default_rule, get
 
-__all__ = ["RULES", "block", "children", "default_rule", "get", "match", "resolve", "token", "verify"]
+__all__ = [
+    "RULES",
+    "block",
+    "children",
+    "default_rule",
+    "get",
+    "match",
+    "resolve",
+    "token",
+    "verify",
+]

@@ -1,8 +1,9 @@
 """`block`: accept a chain's tokens jointly; never fewer than `token` in expectation.
 
-Sun et al. 2024, "Block Verification Accelerates Speculative Decoding" (arXiv 2403.10444, algorithm 2). The paper draws a
-flag per position and stops at the last one set; here the same law stands in conditional form, so that the shared walk
-applies: with h_i the paper's acceptance probability, P(stop ≥ i) = 1 − Π_{j≥i}(1 − h_j).
+Sun et al. 2024, "Block Verification Accelerates Speculative Decoding" (arXiv 2403.10444, algorithm
+2). The paper draws a flag per position and stops at the last one set; here the same law stands in
+conditional form, so that the shared walk applies: with h_i the paper's acceptance probability,
+P(stop ≥ i) = 1 − Π_{j≥i}(1 − h_j).
 """
 
 import jax
@@ -33,7 +34,7 @@ def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
 
 
 def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:
-    """norm(max(P_i·p − q, 0)) where the walk stops at i before the end, p at the end: log-law [B, V]."""
+    """norm(max(P_i·p − q, 0)) after a rejection at i, p at the end of the chain: log-law [B, V]."""
     weight = jnp.pad(_log_weights(draft, target_log_probs), ((0, 0), (1, 0)))
     chosen = jnp.take_along_axis(weight, node[:, None], axis=1)[:, 0]
     return token.clipped_difference(draft, target_log_probs, node, chosen)

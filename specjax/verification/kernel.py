@@ -1,8 +1,8 @@
 """Verification: the one resolve, the one walk and the one sampler that every rule shares.
 
-A rule gives, for every node, the probability that it is accepted given that its parent was and its earlier siblings were
-not, and the residual law wherever the walk may stop. Everything else is here, so that the certificate runs through the
-code that decodes.
+A rule gives, for every node, the probability that it is accepted given that its parent was and its
+earlier siblings were not, and the residual law wherever the walk may stop. Everything else is here,
+so that the certificate runs through the code that decodes.
 """
 
 import jax
@@ -42,8 +42,8 @@ def verify(
     batch, size = draft.tokens.shape
     if target_log_probs.shape[:2] != (batch, size + 1):
         raise ValueError(
-            f"target_log_probs[B, N+1, V] has shape {target_log_probs.shape}, but the draft's tokens[B, N] have "
-            f"shape {draft.tokens.shape}"
+            f"target_log_probs[B, N+1, V] has shape {target_log_probs.shape}, but the draft's "
+            f"tokens[B, N] have shape {draft.tokens.shape}"
         )
     if draft.log_probs.shape[1] and draft.log_probs.shape[2] != target_log_probs.shape[2]:
         raise ValueError(
@@ -73,12 +73,11 @@ def matches(draft: types.Draft, draws: jax.Array) -> jax.Array:
     return draft.tokens == jnp.take_along_axis(draws, parent, axis=1)
 
 
-def resolve(
-    draft: types.Draft, flags: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Walks from the root to the first flagged child, again and again, and says where the walk stops.
+def resolve(draft: types.Draft, flags: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Walks from the root to the first flagged child, again and again, until there is none.
 
-    Deterministic, and without a loop: a node is chosen when it is flagged and no earlier sibling is, and accepted when
+    Deterministic, and without a loop: a node is chosen when it is flagged and no earlier sibling
+      is, and accepted when
     its whole path is chosen.
 
     Args:
@@ -86,7 +85,8 @@ def resolve(
       flags: bool[B, N].
 
     Returns:
-      path int32[B, D] (the first `count` count), count int32[B], stop int32[B] (a node, 0 is the root).
+      path int32[B, D] (the first `count` count), count int32[B], stop int32[B] (a node, 0 is the
+      root).
     """
     flags = flags & draft.present
     batch, size = flags.shape
@@ -105,7 +105,7 @@ def resolve(
 
 
 def node_log_probs(draft: types.Draft) -> jax.Array:
-    """log q of every node's own token under the law it was drawn from: [B, N]; 0 for a deterministic node."""
+    """log q of every node's own token under its law: [B, N]; 0 for a deterministic node."""
     if draft.is_deterministic:
         return jnp.zeros(draft.tokens.shape, draft.log_probs.dtype)
     row = jnp.arange(draft.tokens.shape[0], dtype=jnp.int32)[:, None]
@@ -114,7 +114,12 @@ def node_log_probs(draft: types.Draft) -> jax.Array:
 
 
 def draft_law(draft: types.Draft, node: jax.Array) -> jax.Array:
-    """The law that a node was drawn from, natural logs: [B, V] for node int32[B] in 1…N; one-hot where deterministic."""
+    """The law a node was drawn from, natural logs [B, V]; one-hot where deterministic.
+
+    Args:
+      draft: the proposal.
+      node: int32[B], in 1…N.
+    """
     index = (node - 1)[:, None]
     token = jnp.take_along_axis(draft.tokens, index, axis=1)
     law = jnp.take_along_axis(draft.law, index, axis=1)

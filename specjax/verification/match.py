@@ -1,8 +1,8 @@
 """`match`: sample from the target and accept the draft's tokens while they agree.
 
-The law of the text is the target's by construction, whatever the draft: only the target's own draws are emitted. With
-noise keyed by position, the very text is that of plain decoding at any temperature. At temperature 0 this is greedy
-verification (Stern et al. 2018, arXiv 1811.03115).
+The law of the text is the target's by construction, whatever the draft: only the target's own draws
+are emitted. With noise keyed by position, the very text is that of plain decoding at any
+temperature. At temperature 0 this is greedy verification (Stern et al. 2018, arXiv 1811.03115).
 """
 
 import jax

@@ -1,7 +1,7 @@
-"""`token`: accept each drafted token with probability min(1, p/q), else draw from norm(max(p − q, 0)).
+"""`token`: accept a drafted token with probability min(1, p/q), else draw from norm(max(p − q, 0)).
 
-Leviathan et al. 2023 (arXiv 2211.17192, algorithm 1) and Chen et al. 2023 (arXiv 2302.01318, theorem 1), on sampled
-chains. A deterministic node inside such a chain has a one-hot law.
+Leviathan et al. 2023 (arXiv 2211.17192, algorithm 1) and Chen et al. 2023 (arXiv 2302.01318,
+theorem 1), on sampled chains. A deterministic node inside such a chain has a one-hot law.
 """
 
 import jax
@@ -19,7 +19,7 @@ def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
 
 
 def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:
-    """norm(max(p − q, 0)) where a drafted token was rejected, p at the end of the chain: log-law [B, V]."""
+    """norm(max(p − q, 0)) after a rejected token, p at the end of the chain: log-law [B, V]."""
     return clipped_difference(draft, target_log_probs, node, jnp.zeros(node.shape))
 
 
@@ -49,7 +49,8 @@ def clipped_difference(
     weight = log_weight.astype(law.dtype)[:, None]
     gap = jnp.maximum(jnp.exp(law + weight) - jnp.exp(proposal), 0.0)
     total = jnp.sum(gap, axis=-1, keepdims=True)
-    # A difference without mass is reached with probability 0, but for rounding; the target's law is right then.
+    # A difference without mass is reached with probability 0, but for rounding; the target's law is
+    # right then.
     rejected = jnp.any(kernel.children(draft, node), axis=-1, keepdims=True) & (total > 0)
     share = jnp.where(rejected, gap / jnp.where(total > 0, total, 1.0), 1.0)
     left = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
@@ -60,11 +61,13 @@ def check_sampled_chain(draft: types.Draft) -> None:
     """Raises ValueError unless the draft is a sampled chain."""
     if draft.is_deterministic:
         raise ValueError(
-            "this rule needs drafts drawn from a law, and this drafter's are deterministic; use rule='match'"
+            "this rule needs drafts drawn from a law, and this drafter's are deterministic; use "
+            "rule='match'"
         )
     if not draft.tree.is_chain:
         raise ValueError(
-            f"this rule verifies chains, and this draft is a tree of {draft.tree.size} nodes; use rule='match'"
+            f"this rule verifies chains, and this draft is a tree of {draft.tree.size} nodes; use "
+            "rule='match'"
         )
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specjax import drafters, models, types
@@ -60,6 +60,7 @@ def check(draft, texts, *, length=_LENGTH, shortest=2, longest=16):
 text = st.lists(st.integers(0, 2), min_size=1, max_size=_CAPACITY)
 
 
+@settings(max_examples=150)
 @given(
     texts=st.tuples(text, text, text),
     garbage=st.lists(st.integers(0, 2), min_size=_CAPACITY, max_size=_CAPACITY),

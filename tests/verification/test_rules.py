@@ -13,9 +13,12 @@ from specjax.verification import block, kernel, match, token
 
 _RULES = sorted(verification.RULES)
 _RATIO = ["block", "token"]
+# One shape for most tests: they share compiled programs.
+_BATCH, _LENGTH, _VOCABULARY = 256, 4, 4
 
 verify = jax.jit(kernel.verify, static_argnums=0)
 outcome_law = jax.jit(analysis.outcome_law, static_argnums=0)
+draw_target = jax.jit(sampling.draw_target)
 
 
 def context_free(law, depth):
@@ -39,13 +42,13 @@ def laws(key, shape, sharpness=2.0):
     return jax.nn.log_softmax(jnp.where(possible, logits, -jnp.inf), axis=-1)
 
 
-def chain_draft(key, batch, length, vocab_size, **options):
+def chain_draft(key, batch=_BATCH, length=_LENGTH, vocab_size=_VOCABULARY):
     """A chain whose tokens are drawn from random laws, and a random target."""
     first, second, third = jax.random.split(key, 3)
     log_probs = laws(first, (batch, length + 1, vocab_size))
     target = laws(second, (batch, length + 1, vocab_size))
     tokens = jax.random.categorical(third, log_probs[:, :length]).astype(jnp.int32)
-    return types.draft(tokens, trees.chain(length), log_probs=log_probs, **options), target
+    return types.draft(tokens, trees.chain(length), log_probs=log_probs), target
 
 
 def request_keys(seed, batch):
@@ -72,8 +75,8 @@ def test_token_accepts_geometrically_where_laws_have_no_context(length):
     assert found + 1 == pytest.approx((1 - alpha ** (length + 1)) / (1 - alpha), abs=1e-5)
 
 
-@pytest.mark.parametrize("length", [2, 3])
-def test_equal_laws_are_accepted_whole_by_ratio_rules(length):
+def test_equal_laws_are_accepted_whole_by_ratio_rules():
+    length = 3
     target = analysis.random_law(jax.random.key(length), 3, length + 1)
     for rule in _RATIO:
         assert accepted(rule, target, target[:length], length) == pytest.approx(length, abs=1e-5)
@@ -118,18 +121,16 @@ def test_block_accepts_at_least_as_much_as_token(length, concentration):
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_at_temperature_0_the_text_is_greedy(rule):
-    batch, size, vocab_size = 64, 4, 3
-    draft, target = chain_draft(jax.random.key(2), batch, size, vocab_size)
+    draft, target = chain_draft(jax.random.key(2))
     best = sampling.greedy(target)
-    one_hot = jnp.log(jax.nn.one_hot(best, vocab_size))
-    length = jnp.arange(batch, dtype=jnp.int32)
-    verdict = verify(verification.get(rule), request_keys(3, batch), length, draft, one_hot)
-    for row in range(batch):
-        count = int(verdict.count[row])
-        agrees = np.asarray(draft.tokens[row] == best[row, :size])
-        assert count == size if agrees.all() else count == np.argmin(agrees)
-        assert verdict.next_token[row] == best[row, count]
-    assert len(set(np.asarray(verdict.count).tolist())) > 2
+    one_hot = jnp.log(jax.nn.one_hot(best, _VOCABULARY))
+    length = jnp.arange(_BATCH, dtype=jnp.int32)
+    verdict = verify(verification.get(rule), request_keys(3, _BATCH), length, draft, one_hot)
+    best, count, last = map(np.asarray, (best, verdict.count, verdict.next_token))
+    agrees = np.cumprod(np.asarray(draft.tokens) == best[:, :_LENGTH], axis=1)
+    np.testing.assert_array_equal(count, agrees.sum(axis=1))
+    np.testing.assert_array_equal(last, best[np.arange(_BATCH), count])
+    assert len(set(count.tolist())) > 2
 
 
 # Gradients.
@@ -196,19 +197,23 @@ def test_gradients_are_finite_differences(rule):
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_acceptance_is_a_probability_and_residuals_are_laws(rule):
-    draft, target = chain_draft(jax.random.key(7), 256, 4, 5)
-    present = jnp.arange(4)[None] < jnp.arange(256)[:, None] % 5
+    draft, target = chain_draft(jax.random.key(7))
+    present = jnp.arange(_LENGTH)[None] < jnp.arange(_BATCH)[:, None] % 5
     draft = types.draft(draft.tokens, draft.tree, log_probs=draft.log_probs, present=present)
     rule = verification.get(rule)
-    accept = rule.accept(draft, target)
+    # Nearly equal laws too: rounding must not take an acceptance beyond 1.
+    noise = 1e-6 * jax.random.normal(jax.random.key(19), target.shape)
+    near = jax.nn.log_softmax(draft.log_probs + noise, axis=-1)
+    target = jnp.where(jnp.arange(_BATCH)[:, None, None] % 2 == 0, target, near)
+    accept = jax.jit(rule.accept)(draft, target)
     assert accept.shape == draft.tokens.shape
     assert jnp.all((accept >= 0) & (accept <= 1))
     assert jnp.all(jnp.where(draft.present, 0.0, accept) == 0)
     total = jnp.sum(outcome_law(rule, draft, target), axis=(1, 2))
-    np.testing.assert_allclose(total, np.ones(256), atol=1e-5)
-    for node in range(5):
-        residual = jax.jit(rule.residual)(draft, target, jnp.full((256,), node, jnp.int32))
-        np.testing.assert_allclose(jnp.sum(jnp.exp(residual), axis=-1), np.ones(256), atol=1e-5)
+    np.testing.assert_allclose(total, np.ones(_BATCH), atol=1e-5)
+    for node in range(_LENGTH + 1):
+        residual = jax.jit(rule.residual)(draft, target, jnp.full((_BATCH,), node, jnp.int32))
+        np.testing.assert_allclose(jnp.sum(jnp.exp(residual), axis=-1), np.ones(_BATCH), atol=1e-5)
 
 
 def edge_cases():
@@ -290,9 +295,9 @@ def test_rules_by_name():
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_a_shortened_chain_is_the_shorter_chain(rule):
-    batch, length, vocab_size = 32, 4, 3
-    whole, target = chain_draft(jax.random.key(9), batch, length, vocab_size)
-    shown = jnp.arange(batch) % (length + 1)
+    length = _LENGTH
+    whole, target = chain_draft(jax.random.key(9))
+    shown = jnp.arange(_BATCH) % (length + 1)
     draft = types.draft(
         whole.tokens,
         whole.tree,
@@ -379,9 +384,9 @@ class VerifyTest(chex.TestCase):
 
     @chex.all_variants
     def test_every_program_gives_the_same_verdict(self):
-        draft, target = chain_draft(jax.random.key(11), 16, 3, 4)
-        length = jnp.arange(16, dtype=jnp.int32)
-        keys = request_keys(12, 16)
+        draft, target = chain_draft(jax.random.key(11))
+        length = jnp.arange(_BATCH, dtype=jnp.int32)
+        keys = request_keys(12, _BATCH)
         for name in _RULES:
 
             def verdict(keys, length, draft, target, name=name):
@@ -407,9 +412,9 @@ def test_values_do_not_recompile(rule):
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_a_row_is_the_same_alone_and_in_a_batch(rule):
-    draft, target = chain_draft(jax.random.key(13), 8, 4, 5)
-    length = jnp.asarray([3, 1, 4, 1, 5, 9, 2, 6], jnp.int32)
-    keys = request_keys(14, 8)
+    draft, target = chain_draft(jax.random.key(13))
+    length = jnp.arange(_BATCH, dtype=jnp.int32) % 11
+    keys = request_keys(14, _BATCH)
     rule = verification.get(rule)
     whole = verify(rule, keys, length, draft, target)
     for row in range(8):
@@ -487,5 +492,5 @@ def test_matching_draws_what_plain_decoding_would():
         law = target[:, node : node + 1]
         plain = verify(match.rule, keys, length + depth, nothing, law)
         np.testing.assert_array_equal(draws[:, node], plain.next_token)
-        again = sampling.draw_target(keys, (length + depth)[:, None], law)
+        again = draw_target(keys, (length + depth)[:, None], law)
         np.testing.assert_array_equal(draws[:, node], again[:, 0])

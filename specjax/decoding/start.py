@@ -1,0 +1,172 @@
+"""The beginning of a decode: arrays sized, caches made, prompts run through the models."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import types
+from specjax.decoding import requests, speculative
+from specjax.decoding import state as states
+
+__all__ = ["init"]
+
+# Capacities are rounded up to this many slots, so that prompts of like length share programs.
+_CAPACITY_STEP = 128
+_LARGEST_CHUNK = 128
+_SMALLEST_CHUNK = 16
+
+
+def init(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    prompts: requests.Prompts,
+    *,
+    lengths: Any = None,
+    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
+    max_new_tokens: Any = 128,
+    sampling: types.Sampling | None = None,
+    eos: Any = None,
+    stop: Any = (),
+    capacity: int | None = None,
+    chunk: int | None = None,
+    state: states.DecodeState | None = None,
+) -> tuple[states.Request, states.DecodeState]:
+    """Builds the request and runs the prompts through the models; `step` goes on from there.
+
+    Args:
+      target: the model.
+      drafter: what will propose.
+      prompts: as in `generate`.
+      lengths: int[B], when prompts are an array.
+      key: a typed key, folded with each prompt's index; not consumed. Default `jax.random.key(0)`.
+      keys: instead, one typed key a prompt: a prompt with its key gives the same text in any batch
+        and slot.
+      max_new_tokens: an int or one a row.
+      sampling: default greedy.
+      eos: end-of-sequence tokens, for all rows or a list of lists; None takes the target's own.
+      stop: stop sequences of token ids, for all rows or a list of them a row; they may span steps,
+        and are kept in the text as an end-of-sequence token is.
+      capacity: text slots a row, S; by default the longest prompt plus its new tokens, rounded up.
+        Give more to go on later. Each value is a program of its own.
+      chunk: tokens a prefill pass; by default by the longest prompt.
+      state: a `DecodeResult.state` to go on from, with the same drafter; it is consumed, and
+        `prompts` are appended to its rows.
+
+    Raises:
+      ValueError: a bad option, an empty prompt, or a text that fits neither the context nor the
+        capacity.
+    """
+    tokens, counts = requests.pad(
+        prompts, lengths, target.vocab_size, may_be_empty=state is not None
+    )
+    batch, widest = tokens.shape
+    after = counts
+    if state is not None:
+        rows, slots = state.tokens.shape
+        if rows != batch:
+            raise ValueError(f"the state has {rows} rows, and {batch} prompts were given to go on")
+        if capacity not in (None, slots):
+            raise ValueError(
+                f"capacity={capacity} cannot be changed on the way; the state has {slots}"
+            )
+        after, capacity = counts + state.length, slots
+    request = requests.build(
+        requests.request_keys(key, keys, batch),
+        after,
+        max_new_tokens,
+        sampling,
+        target.eos_ids if eos is None else eos,
+        stop,
+        target.vocab_size,
+    )
+    slots = _capacity(target.context_length, after, request.limit, widest, max_new_tokens, capacity)
+    if chunk is None:
+        rounded = 1 << max(widest - 1, 0).bit_length()
+        chunk = min(max(rounded, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    elif chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1")
+    text = jnp.asarray(tokens, jnp.int32)[:, :slots]
+    text = jnp.pad(text, ((0, 0), (0, slots - text.shape[1])))
+    counts = jnp.asarray(counts, jnp.int32)
+    if state is not None:
+        # The caches were made with room for this many tokens past the text.
+        return request, _go_on(target, drafter, state, text, counts, min(chunk, state.room))
+    return request, _start(target, drafter, text, counts, max(drafter.nodes + 1, chunk), chunk)
+
+
+def _capacity(
+    context: int | None,
+    after: Any,
+    limit: jax.Array,
+    widest: int,
+    max_new_tokens: Any,
+    capacity: int | None,
+) -> int:
+    """Text slots a row; refuses what does not fit, as far as it is known outside a trace."""
+    if not requests.is_traced(after, limit):
+        longest, needed = int(np.max(np.asarray(after))), int(np.max(np.asarray(limit)))
+    elif capacity is not None:
+        longest, needed = 0, capacity
+    elif requests.is_traced(max_new_tokens):
+        raise ValueError(
+            "max_new_tokens is traced, so the capacity cannot follow it; give capacity"
+        )
+    else:
+        longest, needed = widest, widest + int(np.max(max_new_tokens))
+    if context is not None and longest >= context:
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room in the model's context of {context}; "
+            "shorten it"
+        )
+    if context is not None and needed > context:
+        raise ValueError(
+            f"prompt and new tokens come to {needed}, and the model's context holds {context}; "
+            f"ask for at most {context - longest} new tokens"
+        )
+    if capacity is None:
+        rounded = -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP
+        return rounded if context is None else min(rounded, context)
+    if needed > capacity:
+        raise ValueError(
+            f"capacity={capacity} is too small for prompt plus new tokens; start the decode with "
+            f"capacity={needed} or more"
+        )
+    return capacity
+
+
+@functools.partial(jax.jit, static_argnames=("room", "chunk"))
+def _start(target, drafter, text, counts, room: int, chunk: int) -> states.DecodeState:
+    batch, slots = text.shape
+    # Copies: a result that is an argument would be the caller's own buffer, and be donated later.
+    state = states.DecodeState(
+        tokens=jnp.copy(text),
+        length=jnp.copy(counts),
+        start=jnp.copy(counts),
+        finish=jnp.full((batch,), states.FinishReason.RUNNING, jnp.int32),
+        cache=target.init_cache(batch, slots + room),
+        drafter=drafter.init(drafter.params, batch, slots + room),
+        room=room,
+    )
+    return speculative.prefill(target, drafter, state, jnp.zeros_like(counts), chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("chunk",), donate_argnames=("state",))
+def _go_on(target, drafter, state, text, counts, chunk: int) -> states.DecodeState:
+    slots = state.tokens.shape[1]
+    row = jnp.arange(text.shape[0], dtype=jnp.int32)[:, None]
+    order = jnp.arange(slots, dtype=jnp.int32)[None]
+    place = jnp.where(order < counts[:, None], state.length[:, None] + order, slots)
+    cached = jnp.maximum(state.length - 1, 0)
+    state = dataclasses.replace(
+        state,
+        tokens=state.tokens.at[row, place].set(text, mode="drop"),
+        length=state.length + counts,
+        start=state.length + counts,
+        finish=jnp.full_like(state.finish, states.FinishReason.RUNNING),
+    )
+    return speculative.prefill(target, drafter, state, cached, chunk)
