@@ -160,7 +160,8 @@ def certify(
     if len(target) != depth + 1 or (proposal is not None and len(proposal) < depth):
         raise ValueError(
             f"a tree of depth D={depth} needs a target law of {depth + 1} entries and a "
-            f"proposal of {depth}, got {len(target)} and {None if proposal is None else len(proposal)}"
+            f"proposal of {depth}, got {len(target)} and "
+            f"{None if proposal is None else len(proposal)}"
         )
     vocab_size = target[0].shape[1]
     if absent is None:

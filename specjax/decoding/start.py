@@ -85,18 +85,22 @@ def init(
         target.vocab_size,
     )
     slots = _capacity(target.context_length, after, request.limit, widest, max_new_tokens, capacity)
-    if chunk is None:
-        rounded = 1 << max(widest - 1, 0).bit_length()
-        chunk = min(max(rounded, _SMALLEST_CHUNK), _LARGEST_CHUNK)
-    elif chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
+    width = _chunk(widest) if chunk is None else chunk
     text = jnp.asarray(tokens, jnp.int32)[:, :slots]
     text = jnp.pad(text, ((0, 0), (0, slots - text.shape[1])))
     counts = jnp.asarray(counts, jnp.int32)
     if state is not None:
         # The caches were made with room for this many tokens past the text.
-        return request, _go_on(target, drafter, state, text, counts, min(chunk, state.room))
-    return request, _start(target, drafter, text, counts, max(drafter.nodes + 1, chunk), chunk)
+        return request, _go_on(target, drafter, state, text, counts, min(width, state.room))
+    return request, _start(target, drafter, text, counts, max(drafter.nodes + 1, width), width)
+
+
+def _chunk(widest: int) -> int:
+    """A power of two, so that prompts of like length share a prefill program."""
+    rounded = 1 << max(widest - 1, 0).bit_length()
+    return min(max(rounded, _SMALLEST_CHUNK), _LARGEST_CHUNK)
 
 
 def _capacity(

@@ -1,4 +1,4 @@
-"""The certificate: it passes for every lossless rule, and fails for mistakes that others have made."""
+"""The certificate passes for lossless rules and fails for the mistakes that others have made."""
 
 import dataclasses
 import itertools
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from specjax import analysis, models, trees, types, verification
+from specjax.models import recurrent
 from specjax.verification import block, kernel, match, token
 
 _RULES = sorted(verification.RULES)
@@ -27,8 +28,16 @@ def random_laws(seed, depth, concentration=1.0, vocab_size=3, dtype=jnp.float32)
 # Passes.
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("vocab_size, length", [(2, 1), (2, 3), (3, 2), (3, 3)])
+@pytest.mark.parametrize(
+    "vocab_size, length, dtype",
+    [
+        (2, 1, "float32"),
+        (3, 2, "float32"),
+        (3, 3, "float32"),
+        (2, 3, "float64"),
+        (3, 3, "float64"),
+    ],
+)
 @pytest.mark.parametrize("rule", _RULES)
 def test_rules_are_exact_on_chains(rule, vocab_size, length, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -37,7 +46,9 @@ def test_rules_are_exact_on_chains(rule, vocab_size, length, dtype):
             certificate = analysis.certify(rule, trees.chain(length), *laws)
             assert certificate.passed, certificate
             assert certificate.dtype == dtype
-            assert max(certificate.error, certificate.walk_error) < {"float32": 1e-6}.get(dtype, 1e-12)
+            assert max(certificate.error, certificate.walk_error) < {"float32": 1e-6}.get(
+                dtype, 1e-12
+            )
             assert (certificate.nodes, certificate.vocab_size) == (length, vocab_size)
             assert 0 < certificate.expected_accepted < length
 
@@ -138,7 +149,9 @@ def test_the_criterion_of_token_with_the_residual_of_block_fails():
 
 def test_both_agree_where_there_is_one_draft():
     laws = random_laws(0, 1)
-    assert analysis.certify(mistaken(block.rule, residual=token.residual), trees.chain(1), *laws).passed
+    assert analysis.certify(
+        mistaken(block.rule, residual=token.residual), trees.chain(1), *laws
+    ).passed
 
 
 @pytest.mark.parametrize("right", [token.rule, block.rule], ids=_RULES[::2])
@@ -218,7 +231,7 @@ def test_dropping_a_drawn_token_by_its_own_probability_fails(right):
 
 
 def rounds(draft, target):
-    """SpecInfer's rounds for two siblings, right here and mistaken below: the target's law left after each."""
+    """SpecInfer's rounds for two siblings: what is left of the target's law after each, and q."""
     p = jnp.exp(target[:, 0])
     q = jnp.exp(draft.log_probs[:, 0])
     left = [p]
@@ -270,10 +283,14 @@ def sorted_accept(draft, target):
     in_order = q[:, 0] >= q[:, 1]
     first = jnp.where(in_order, table[0][0], (1 - table[0][1]) * table[1][0])
     second = jnp.where(in_order, (1 - table[0][0]) * table[1][1], table[0][1])
-    return jnp.stack([first, jnp.where(first < 1, second / jnp.where(first < 1, 1 - first, 1), 0)], 1)
+    return jnp.stack(
+        [first, jnp.where(first < 1, second / jnp.where(first < 1, 1 - first, 1), 0)], 1
+    )
 
 
-_SIBLINGS = types.VerificationRule("siblings", lambda draft: None, siblings_accept, siblings_residual)
+_SIBLINGS = types.VerificationRule(
+    "siblings", lambda draft: None, siblings_accept, siblings_residual
+)
 
 
 def test_rounds_over_independent_siblings_are_exact():
@@ -326,10 +343,13 @@ def test_equal_answers_do_not_diverge():
     assert analysis.first_divergence(table_model(), [1, 2], [3, 0, 1], (3, 0, 1)) is None
 
 
-@pytest.mark.parametrize("first, second, tokens", [
-    ([3, 0], [3, 0, 2], (None, 2)),
-    ([3, 0, 2], [3, 0], (2, None)),
-])
+@pytest.mark.parametrize(
+    "first, second, tokens",
+    [
+        ([3, 0], [3, 0, 2], (None, 2)),
+        ([3, 0, 2], [3, 0], (2, None)),
+    ],
+)
 def test_an_answer_that_ended_has_no_gap(first, second, tokens):
     found = analysis.first_divergence(table_model(), [1], first, second)
     assert found == analysis.Divergence(2, tokens, 0.0)
@@ -343,6 +363,7 @@ def test_the_gap_is_that_of_the_logits_after_the_common_text(prompt):
         ([0, 1], [1, 1], 0, prompt[-1]),
     ):
         found = analysis.first_divergence(model, prompt, first, second)
+        assert found is not None
         assert (found.position, found.tokens) == (position, (first[position], second[position]))
         row = model.params[last]
         gap = abs(float(row[first[position]] - row[second[position]]))
@@ -351,13 +372,13 @@ def test_the_gap_is_that_of_the_logits_after_the_common_text(prompt):
 
 
 def test_the_gap_of_a_model_without_attention():
-    params = models.recurrent.init_params(jax.random.key(9), 4, 5)
-    model = models.recurrent.recurrent_model(params)
+    params = recurrent.init_params(jax.random.key(9), 4, 5)
+    model = recurrent.recurrent_model(params)
     text = [1, 0, 2, 3, 3, 1]
     state = jnp.zeros((1, 5))
     for one in text:
         state = jnp.tanh(state @ params["recurrence"] + params["embedding"][one][None])
     logits = (state @ params["head"])[0]
     found = analysis.first_divergence(model, text[:2], [*text[2:], 0], [*text[2:], 2])
-    assert found.position == 4
+    assert found is not None and found.position == 4
     assert found.logit_gap == pytest.approx(abs(float(logits[0] - logits[2])), rel=1e-5)

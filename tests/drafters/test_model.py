@@ -1,4 +1,4 @@
-"""The draft model: its laws against the model itself, its memory against a fresh prefill of the same text."""
+"""The draft model: its laws against the model itself, its memory against a fresh prefill."""
 
 import chex
 import jax
@@ -123,7 +123,7 @@ class Decode:
         self.state = update(self.drafter, self.state, self.context(active), draft, verdict)
 
     def advance(self, steps):
-        """Another drafter's steps: the text grows by `steps` tokens a row, and this one hears of nothing."""
+        """Another drafter's steps: the text grows, and this one hears of nothing."""
         for row, more in enumerate(steps):
             new = self.random.integers(0, _VOCABULARY, more, np.int32)
             self.tokens[row, self.length[row] : self.length[row] + more] = new
@@ -150,11 +150,12 @@ _TEXTS = [[3, 1, 4, 1, 5], [2], [0, 5, 3, 5, 0, 2, 4, 1, 3], [1, 1]]
 @pytest.mark.parametrize(
     "settings",
     [
-        types.Sampling(temperature=np.asarray([0.6, 1.0, 1.7, 0.0])),
-        types.Sampling(temperature=0.8, top_p=np.asarray([0.5, 0.9, 0.7, 1.0])),
+        types.Sampling(
+            temperature=np.asarray([0.6, 1.0, 1.7, 0.0]), top_p=np.asarray([0.5, 1.0, 0.7, 0.9])
+        ),
         types.Sampling(temperature=1.0, repetition_penalty=np.asarray([1.0, 1.5, 3.0, 0.5])),
     ],
-    ids=["temperature", "top_p", "repetition_penalty"],
+    ids=["top_p", "repetition_penalty"],
 )
 def test_laws_are_the_draft_models_own(draft_model, settings):
     """Position by position: a penalty sees the drafted tokens before it too."""
@@ -179,7 +180,7 @@ def test_the_penalty_test_would_see_a_penalty_that_ignores_drafts():
 
 @pytest.mark.parametrize("lag", [False, True], ids=["steady", "lagging"])
 def test_the_memory_is_that_of_a_fresh_prefill(draft_model, lag):
-    """After full, partial and no acceptance, unequal among rows, and behind other drafters' steps."""
+    """After full, partial and no acceptance, unequal among rows, and behind other drafters."""
     decode = Decode(drafters.model(draft_model, 3), _TEXTS)
     for count in ([3, 0, 1, 2], [3, 3, 3, 3], [0, 0, 0, 0], [2, 3, 0, 1], [1, 2, 3, 0]):
         draft = decode.propose()
@@ -206,6 +207,8 @@ def test_a_long_lag_is_caught_up(draft_model):
 def test_inactive_rows_stay_as_they_are(draft_model):
     decode = Decode(drafters.model(draft_model, 3), _TEXTS)
     decode.commit(decode.propose(), [3, 1, 0, 2])
+    # Also a row that has tokens to catch up with, but not while it is inactive.
+    decode.advance([0, 12, 0, 0])
     before = decode.state
     active = [True, False, True, False]
     for count in ([3, 0, 1, 0], [0, 0, 3, 0]):
@@ -221,8 +224,12 @@ def test_inactive_rows_stay_as_they_are(draft_model):
             """The row's leaves, text slots beyond the committed ones left out."""
             rows = [leaf[row] for leaf in jax.tree.leaves(state.cache) if leaf.ndim]
             slots = _CAPACITY + _ROOM
-            return [jnp.moveaxis(leaf, leaf.shape.index(slots), 0)[:seen] if slots in leaf.shape else leaf
-                    for leaf in rows]
+            return [
+                jnp.moveaxis(leaf, leaf.shape.index(slots), 0)[:seen]
+                if slots in leaf.shape
+                else leaf
+                for leaf in rows
+            ]
 
         if not isinstance(before.cache, recurrent.RecurrentCache):
             chex.assert_trees_all_equal(committed(decode.state), committed(before))
@@ -259,7 +266,9 @@ def test_tokens_are_drawn_from_the_law():
 
 
 def test_draws_depend_on_key_and_length_alone():
-    decode = Decode(drafters.model(build("tabular"), 3), [[2, 1, 3], [2, 1, 3], [2, 1, 3], [0, 2, 1, 3]])
+    decode = Decode(
+        drafters.model(build("tabular"), 3), [[2, 1, 3], [2, 1, 3], [2, 1, 3], [0, 2, 1, 3]]
+    )
     decode.keys = decode.keys[jnp.asarray([0, 1, 0, 0])]
     draft = decode.propose()
     np.testing.assert_array_equal(draft.tokens[0], draft.tokens[2])
@@ -293,7 +302,9 @@ def test_stop_below_decides_before_the_token_is_drawn(greedy):
     """Presence is a function of the prefix: by the model's confidence, whatever was drawn next."""
     batch, size, threshold = 256, 3, 0.45
     model = build("tabular")
-    decode = Decode(drafters.model(model, size, greedy=greedy, stop_below=threshold), [[1, 3]] * batch)
+    decode = Decode(
+        drafters.model(model, size, greedy=greedy, stop_below=threshold), [[1, 3]] * batch
+    )
     # Confidence is taken at temperature 1, whatever the request's.
     decode.settings = types.Sampling(temperature=1.5)
     draft = decode.propose()
@@ -306,7 +317,9 @@ def test_stop_below_decides_before_the_token_is_drawn(greedy):
         np.testing.assert_array_equal(draft.present[:, depth], going)
         drafted = np.asarray(draft.tokens)
         for row in range(batch):
-            prefix = tuple(drafted[row, :depth]) if depth == 0 or draft.present[row, depth - 1] else None
+            prefix = (
+                tuple(drafted[row, :depth]) if depth == 0 or draft.present[row, depth - 1] else None
+            )
             by_prefix.setdefault((depth, prefix), set()).add(bool(going[row]))
         tokens[np.arange(batch), length] = drafted[:, depth]
         length += 1
@@ -338,7 +351,14 @@ def test_stop_below_is_traced():
         return jnp.sum(drafter.propose(drafter.params, state, context, keys)[0].present)
 
     found = [
-        int(present(drafters.model(model, 3, stop_below=stop), decode.state, decode.context(), decode.keys))
+        int(
+            present(
+                drafters.model(model, 3, stop_below=stop),
+                decode.state,
+                decode.context(),
+                decode.keys,
+            )
+        )
         for stop in (0.0, 0.45, 1.0)
     ]
     assert found[0] == 12 and found[2] == 0 and 0 < found[1] < 12
@@ -367,9 +387,8 @@ def test_a_model_that_drafts_for_itself_is_accepted_whole(kind, rule):
     assert result.statistics.acceptance_rate == 1
 
 
-@pytest.mark.parametrize("kind", ["tabular", "transformer"])
-def test_matching_itself_greedily_is_accepted_whole(kind):
-    model = build(kind)
+def test_matching_itself_greedily_is_accepted_whole():
+    model = build("tabular")
     options = {"max_new_tokens": 20, "eos": ()}
     result = decoding.generate(model, drafters.model(model, 4, greedy=True), _TEXTS, **options)
     assert result.statistics.tau == 5

@@ -1,0 +1,222 @@
+"""One key gives one text: every drafter under `match` writes what plain decoding writes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import specjax
+from specjax import decoding, drafters, models, trees, types
+from specjax.models import recurrent
+
+VOCAB = 6
+EOS = 5
+PROMPTS = [[1, 2, 3], [4], [0, 0, 1, 2, 3, 4, 0, 1], [2, 1]]
+TARGETS = ["tabular", "recurrent", "transformer"]
+
+
+def make(kind, seed=1, sharpness=2.0):
+    key = jax.random.key(seed)
+    if kind == "tabular":
+        return models.tabular_model(models.random_table(key, VOCAB, 3, sharpness))
+    if kind == "recurrent":
+        return models.recurrent_model(recurrent.init_params(key, VOCAB, 16, sharpness))
+    config = models.TransformerConfig(VOCAB, 32, 64, 2, 4, 2, 8, 512)
+    return models.language_model(config, models.init_params(config, key, sharpness))
+
+
+@types.struct.dataclass
+class TreeDrafter:
+    """Every child of every node is a token in order: a tree with rows that differ by their text."""
+
+    dynamic: bool = types.struct.field(pytree_node=False)
+
+    def __call__(self, params, state, context, keys):
+        del params, keys
+        tree = trees.branching((3, 2))
+        batch = context.length.shape[0]
+        last = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, axis=1)
+        tokens = (last + jnp.arange(tree.size, dtype=jnp.int32)[None]) % VOCAB
+        if self.dynamic:
+            # Odd lengths draft a chain of two and then siblings; even ones the full tree.
+            other = jnp.asarray([0, 1, 1, 0, 0, 5, 5, 5, 4], jnp.int32)
+            parents = jnp.where(context.length[:, None] % 2 == 1, other[None], trees.parents(tree))
+            tree = trees.dynamic(jnp.broadcast_to(parents, (batch, tree.size)), 3)
+        return types.draft(tokens, tree, vocab_size=VOCAB), state
+
+
+def tree_drafter(dynamic):
+    nothing = decoding.NOTHING
+    return nothing.replace(propose=TreeDrafter(dynamic), nodes=9, name="tree")
+
+
+def make_drafters(kind):
+    return {
+        "prompt_lookup": drafters.prompt_lookup(4, shortest=1),
+        "own model": drafters.model(make(kind), 3),
+        "other model": drafters.model(make("tabular", 9), 4),
+        "recurrent model": drafters.model(make("recurrent", 5), 2),
+        "greedy, stopping": drafters.model(make(kind, 2), 4, greedy=True, stop_below=0.5),
+        "static tree": tree_drafter(False),
+        "dynamic tree": tree_drafter(True),
+    }
+
+
+def options(temperature, **more):
+    sampling = types.Sampling(temperature=temperature)
+    more = {"max_new_tokens": [12, 19, 7, 15], "eos": (EOS,), **more}
+    return {"key": jax.random.key(7), "sampling": sampling, **more}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_match_writes_the_text_of_plain_decoding(kind):
+    target = make(kind)
+    for temperature in (0.0, 0.7, 1.3):
+        plain = specjax.autoregressive(target, PROMPTS, **options(temperature))
+        for name, drafter in make_drafters(kind).items():
+            result = specjax.generate(
+                target, drafter, PROMPTS, rule="match", **options(temperature)
+            )
+            assert result.new_tokens == plain.new_tokens, (name, temperature)
+            assert result.finish_reasons == plain.finish_reasons, (name, temperature)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_ratio_rules_at_temperature_zero_write_the_greedy_text(kind, rule):
+    target = make(kind)
+    plain = specjax.autoregressive(target, PROMPTS, **options(0.0))
+    for name in ("own model", "other model", "recurrent model"):
+        drafter = make_drafters(kind)[name]
+        result = specjax.generate(target, drafter, PROMPTS, rule=rule, **options(0.0))
+        assert result.new_tokens == plain.new_tokens, name
+
+
+def test_greedy_and_sampled_rows_share_a_batch():
+    target = make("tabular")
+    mixed = options(jnp.asarray([0.0, 0.9, 0.0, 1.4]))
+    plain = specjax.autoregressive(target, PROMPTS, **mixed)
+    result = specjax.generate(target, drafters.prompt_lookup(3, shortest=1), PROMPTS, **mixed)
+    greedy = specjax.autoregressive(target, PROMPTS, **options(0.0))
+    assert result.new_tokens == plain.new_tokens
+    assert [plain.new_tokens[row] for row in (0, 2)] == [greedy.new_tokens[row] for row in (0, 2)]
+
+
+@pytest.mark.parametrize("rule", ["match", "token", "block"])
+def test_a_prompt_with_its_key_is_the_same_alone_and_in_any_slot(rule):
+    target, drafter = make("transformer"), drafters.model(make("transformer", 2), 3)
+    keys = jax.random.split(jax.random.key(3), len(PROMPTS))
+    shared = {"sampling": types.Sampling(0.8), "eos": (EOS,), "capacity": 64}
+
+    def texts(rows):
+        result = specjax.generate(
+            target,
+            drafter,
+            [PROMPTS[row] for row in rows],
+            rule=rule,
+            keys=keys[jnp.asarray(rows)],
+            max_new_tokens=14,
+            **shared,
+        )
+        return dict(zip(rows, result.new_tokens, strict=True))
+
+    together = texts([0, 1, 2, 3])
+    assert texts([3, 1, 0, 2]) == together
+    for row in range(len(PROMPTS)):
+        assert texts([row]) == {row: together[row]}
+
+
+def test_key_and_keys_agree():
+    target = make("tabular")
+    key = jax.random.key(11)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(PROMPTS)))
+    shared = {"sampling": types.Sampling(1.0), "max_new_tokens": 9}
+    one = specjax.autoregressive(target, PROMPTS, key=key, **shared)
+    other = specjax.autoregressive(target, PROMPTS, keys=keys, **shared)
+    assert one.new_tokens == other.new_tokens
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_plain_decoding_is_argmax_and_keyed_draws_by_hand(kind):
+    """The baseline itself, held against a loop of Python over whole-text passes."""
+    target, key = make(kind), jax.random.key(5)
+    for temperature in (0.0, 0.9):
+        result = specjax.autoregressive(
+            target,
+            [[1, 2]],
+            key=key,
+            max_new_tokens=8,
+            sampling=types.Sampling(temperature),
+            eos=(EOS,),
+        )
+        text = [1, 2]
+        for _ in range(8):
+            output, _ = target.apply(
+                target.params, jnp.asarray([text]), target.init_cache(1, 16), None, ()
+            )
+            scores = output.logits[:, -1:]
+            if temperature:
+                row = jax.random.fold_in(key, 0)[None]
+                position = jnp.asarray([[len(text)]])
+                vocabulary = jnp.arange(VOCAB)
+                noise = specjax.sampling.position_noise(row, position, vocabulary)
+                scores = jax.nn.log_softmax(scores / temperature) + noise
+            text.append(int(jnp.argmax(scores[0, 0])))
+            if text[-1] == EOS:
+                break
+        assert result.new_tokens[0] == text[2:]
+
+
+def test_going_on_equals_never_having_stopped():
+    target = make("transformer")
+    drafter = drafters.model(make("recurrent", 5), 3)
+    whole = options(0.9, max_new_tokens=24, eos=(), capacity=64)
+    expected = specjax.generate(target, drafter, PROMPTS, rule="match", **whole)
+    first = options(0.9, max_new_tokens=10, eos=(), capacity=64)
+    result = specjax.generate(target, drafter, PROMPTS, rule="match", **first)
+    begun = result.new_tokens
+    more = options(0.9, max_new_tokens=14, eos=())
+    rest = specjax.generate(
+        target, drafter, [[]] * 4, rule="match", state=result.state, **more
+    )
+    joined = [a + b for a, b in zip(begun, rest.new_tokens, strict=True)]
+    assert joined == expected.new_tokens
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_second_turn_equals_a_prompt_of_the_whole_talk(kind):
+    target, drafter = make(kind), drafters.model(make("tabular", 9), 3)
+    first = specjax.generate(
+        target, drafter, PROMPTS, rule="match", **options(0.8, capacity=96, max_new_tokens=9)
+    )
+    turns = [[1], [2, 3, 4, 0, 1], [], [3, 3]]
+    texts = [
+        prompt + answer + turn
+        for prompt, answer, turn in zip(PROMPTS, first.new_tokens, turns, strict=True)
+    ]
+    second = specjax.generate(
+        target,
+        drafter,
+        turns,
+        rule="match",
+        state=first.state,
+        **options(0.8, max_new_tokens=[6, 9, 4, 8]),
+    )
+    fresh = specjax.autoregressive(target, texts, **options(0.8, max_new_tokens=[6, 9, 4, 8]))
+    assert second.new_tokens == fresh.new_tokens
+
+
+def test_streaming_yields_the_text_of_generate():
+    target, drafter = make("tabular"), drafters.prompt_lookup(3, shortest=1)
+    expected = specjax.generate(target, drafter, PROMPTS, **options(0.7))
+    for steps in (1, 3):
+        stream = specjax.stream(target, drafter, PROMPTS, steps=steps, **options(0.7))
+        texts = [[], [], [], []]
+        while True:
+            try:
+                for text, new in zip(texts, next(stream), strict=True):
+                    text.extend(new)
+            except StopIteration as end:
+                result = end.value
+                break
+        assert texts == expected.new_tokens == result.new_tokens
+        assert result.statistics.tau == expected.statistics.tau
