@@ -5,6 +5,8 @@ import hypothesis
 import jax
 import pytest
 
+from specjax import checkpoints
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
@@ -19,3 +21,9 @@ hypothesis.settings.load_profile("specjax")
 def fresh_trace_counter():
     """Lets each test count the traces of `chex.assert_max_traces` from zero."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct in float32."""
+    return checkpoints.load("smollm2-135m")

@@ -151,7 +151,7 @@ def _start(target, drafter, text, counts, room: int, chunk: int) -> states.Decod
         tokens=jnp.copy(text),
         length=jnp.copy(counts),
         start=jnp.copy(counts),
-        finish=jnp.full((batch,), states.FinishReason.RUNNING, jnp.int32),
+        finish=jnp.full((batch,), np.int32(states.FinishReason.RUNNING)),
         cache=target.init_cache(batch, slots + room),
         drafter=drafter.init(drafter.params, batch, slots + room),
         room=room,
@@ -171,6 +171,6 @@ def _go_on(target, drafter, state, text, counts, chunk: int) -> states.DecodeSta
         tokens=state.tokens.at[row, place].set(text, mode="drop"),
         length=state.length + counts,
         start=state.length + counts,
-        finish=jnp.full_like(state.finish, states.FinishReason.RUNNING),
+        finish=jnp.full_like(state.finish, np.int32(states.FinishReason.RUNNING)),
     )
     return speculative.prefill(target, drafter, state, cached, chunk)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from specjax import checkpoints, models
+from specjax import models
 
 TINY = models.TransformerConfig(
     vocab_size=40,
@@ -18,12 +18,6 @@ TINY = models.TransformerConfig(
     head_size=8,
     context_length=64,
 )
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """SmolLM2-135M-Instruct in float32."""
-    return checkpoints.load("smollm2-135m")
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""The real model: one key, one text, whatever drafts."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import specjax
+from specjax import checkpoints, drafters, types
+
+PROMPTS = (
+    "Repeat exactly: red green blue red green blue red green",
+    "What is the capital of France?",
+)
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2):
+    return [smollm2.chat(text) for text in PROMPTS]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
+def test_match_writes_the_text_of_plain_decoding(smollm2, prompts, temperature):
+    options = {
+        "key": jax.random.key(3),
+        "max_new_tokens": [28, 14],
+        "sampling": types.Sampling(temperature),
+    }
+    plain = specjax.autoregressive(smollm2.target, prompts, **options)
+    draft = checkpoints.layer_truncated(smollm2, 8)
+    for drafter in (drafters.prompt_lookup(6), drafters.model(draft, 3)):
+        result = specjax.generate(smollm2.target, drafter, prompts, rule="match", **options)
+        assert result.new_tokens == plain.new_tokens
+        assert result.statistics.tau >= 1
+
+
+def test_a_prompt_alone_and_in_another_slot(smollm2, prompts):
+    keys = jax.random.split(jax.random.key(1), 2)
+    shared = {"max_new_tokens": 12, "sampling": types.Sampling(0.8, top_p=0.9)}
+
+    def texts(order):
+        result = specjax.generate(
+            smollm2.target,
+            drafters.prompt_lookup(6),
+            [prompts[row] for row in order],
+            keys=keys[jnp.asarray(order)],
+            **shared,
+        )
+        return dict(zip(order, result.new_tokens, strict=True))
+
+    together = texts([0, 1])
+    assert texts([1, 0]) == together
+    assert texts([1]) == {1: together[1]}
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(smollm2, prompts):
+    """Full acceptance at every step: a draft cache that kept or lost an entry would show in τ."""
+    drafter = drafters.model(smollm2.target, 4)
+    result = specjax.generate(
+        smollm2.target, drafter, prompts[1:], rule="block", max_new_tokens=10, eos=()
+    )
+    assert result.statistics.tau == 5.0
