@@ -12,6 +12,7 @@ import pathlib
 import statistics as medians
 import sys
 import time
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -228,7 +229,7 @@ def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
         "drafted": int(counts.drafted[0]),
         "accept_histogram": np.asarray(counts.histogram[0]).tolist(),
         "device": jax.devices()[0].device_kind,
-        "versions": {"specjax": specjax.__version__, "jax": jax.__version__},
+        "versions": {"specjax": metadata.version("specjax"), "jax": jax.__version__},
     }
 
 

@@ -15,8 +15,6 @@ from specjax.checkpoints import load
 from specjax.decoding import autoregressive, generate, stream
 from specjax.types import Sampling
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Sampling",
     "analysis",

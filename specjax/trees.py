@@ -10,6 +10,7 @@ for a dynamic one, so that both broadcast alike.
 """
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -66,7 +67,7 @@ def from_parents(parents_of: Sequence[int]) -> Tree:
     Raises:
       ValueError: a parent's index is negative or not smaller than its child's.
     """
-    topology = tuple(int(parent) for parent in parents_of)
+    topology = tuple(operator.index(parent) for parent in parents_of)
     for node, parent in enumerate(topology, start=1):
         if not 0 <= parent < node:
             raise ValueError(

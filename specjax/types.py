@@ -80,7 +80,7 @@ class Sampling:
         for name, (dtype, lawful, wish) in _SAMPLING_FIELDS.items():
             value = getattr(self, name)
             # Tracers, device arrays and the placeholders of tree transformations pass untouched.
-            if not isinstance(value, (bool, int, float, list, tuple, np.ndarray, np.generic)):
+            if not isinstance(value, (bool, int, float, str, list, tuple, np.ndarray, np.generic)):
                 continue
             given = np.asarray(value)
             with np.errstate(invalid="ignore"):
@@ -93,7 +93,7 @@ class Sampling:
 
 _SAMPLING_FIELDS = {
     "temperature": (np.float32, lambda x: (x >= 0) & np.isfinite(x), "finite and at least 0"),
-    "top_k": (np.int32, lambda x: x >= 0, "at least 0 (0 keeps all tokens)"),
+    "top_k": (np.int32, lambda x: (x >= 0) & (x < 2**31), "0 (all tokens) or more, below 2**31"),
     "top_p": (np.float32, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1"),
     "min_p": (np.float32, lambda x: (x >= 0) & (x <= 1), "between 0 and 1"),
     "repetition_penalty": (np.float32, lambda x: (x > 0) & np.isfinite(x), "finite and above 0"),

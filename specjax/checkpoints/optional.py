@@ -6,6 +6,8 @@ The core of specjax runs without them; whoever lacks one learns which extra brin
 import importlib
 import types
 
+__all__ = ["require"]
+
 
 def require(name: str) -> types.ModuleType:
     """Returns the module `name`.

@@ -13,6 +13,8 @@ from typing import Any
 from specjax.checkpoints import chat as chats
 from specjax.checkpoints import optional
 
+__all__ = ["TextStream", "Tokenizer"]
+
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

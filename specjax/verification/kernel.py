@@ -13,6 +13,7 @@ from specjax import sampling, trees, types
 __all__ = [
     "children",
     "draft_law",
+    "matches",
     "node_log_probs",
     "parent_laws",
     "resolve",

@@ -1,5 +1,7 @@
 """Where texts end, and that nothing past the end is returned or counted."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,7 @@ def test_first_rejection_is_tested_and_the_rest_is_not():
         tokens = (last + jnp.asarray([[1, 2, 4, 5]])) % VOCAB
         return types.draft(tokens, trees.chain(4), vocab_size=VOCAB), state
 
-    drafter = PLAIN.replace(propose=propose, nodes=4)
+    drafter = dataclasses.replace(PLAIN, propose=propose, nodes=4)
     result = run(drafter, [[0]], eos=(), max_new_tokens=9)
     counts = result.statistics
     assert result.new_tokens == [[(1 + i) % VOCAB for i in range(9)]]
@@ -119,7 +121,7 @@ def test_first_rejection_is_tested_and_the_rest_is_not():
 def test_a_full_capacity_is_a_finish_reason():
     request, state = decoding.init(TARGET, PERFECT, [[0], [0, 1, 2]], eos=(), max_new_tokens=5)
     capacity = state.tokens.shape[1]
-    request = request.replace(limit=jnp.full((2,), 10 * capacity))
+    request = dataclasses.replace(request, limit=jnp.full((2,), 10 * capacity))
     result = decoding.decode(TARGET, PERFECT, request, state)
     assert result.finish_reasons == ["cache_full", "cache_full"]
     assert np.asarray(result.length).tolist() == [capacity, capacity]
@@ -147,9 +149,7 @@ def test_a_finished_row_stays_as_it_is():
 def test_the_invariant_holds_after_every_step():
     """The target's cache holds every committed token but the last, whatever was accepted."""
     weak = drafters.model(models.tabular_model(models.random_table(jax.random.key(4), VOCAB, 2)), 3)
-    request, state = decoding.init(
-        TARGET, weak, [[0], [1, 2, 3]], eos=(4,), max_new_tokens=[9, 20]
-    )
+    request, state = decoding.init(TARGET, weak, [[0], [1, 2, 3]], eos=(4,), max_new_tokens=[9, 20])
     while np.any(np.asarray(state.finish) == decoding.FinishReason.RUNNING):
         state, _ = decoding.step(TARGET, weak, request, state)
         np.testing.assert_array_equal(state.cache.length, state.length - 1)

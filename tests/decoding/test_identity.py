@@ -1,8 +1,11 @@
 """One key gives one text: every drafter under `match` writes what plain decoding writes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import struct
 
 import specjax
 from specjax import decoding, drafters, models, trees, types
@@ -24,11 +27,11 @@ def make(kind, seed=1, sharpness=2.0):
     return models.language_model(config, models.init_params(config, key, sharpness))
 
 
-@types.struct.dataclass
+@struct.dataclass
 class TreeDrafter:
     """Every child of every node is a token in order: a tree with rows that differ by their text."""
 
-    dynamic: bool = types.struct.field(pytree_node=False)
+    dynamic: bool = struct.field(pytree_node=False)
 
     def __call__(self, params, state, context, keys):
         del params, keys
@@ -45,8 +48,7 @@ class TreeDrafter:
 
 
 def tree_drafter(dynamic):
-    nothing = decoding.NOTHING
-    return nothing.replace(propose=TreeDrafter(dynamic), nodes=9, name="tree")
+    return dataclasses.replace(decoding.NOTHING, propose=TreeDrafter(dynamic), nodes=9, name="tree")
 
 
 def make_drafters(kind):
@@ -175,9 +177,7 @@ def test_going_on_equals_never_having_stopped():
     result = specjax.generate(target, drafter, PROMPTS, rule="match", **first)
     begun = result.new_tokens
     more = options(0.9, max_new_tokens=14, eos=())
-    rest = specjax.generate(
-        target, drafter, [[]] * 4, rule="match", state=result.state, **more
-    )
+    rest = specjax.generate(target, drafter, [[]] * 4, rule="match", state=result.state, **more)
     joined = [a + b for a, b in zip(begun, rest.new_tokens, strict=True)]
     assert joined == expected.new_tokens
 

@@ -61,7 +61,7 @@ def prompts_of(batch):
 def counted(target, drafter, rule, decodes):
     """How often each text followed each prompt, and the accepted length."""
     tokens, lengths = prompts_of(BATCH)
-    counts = [{} for _ in PROMPTS]
+    counts, statistics = [{} for _ in PROMPTS], None
     for run in range(decodes // BATCH):
         result = specjax.generate(
             target,
@@ -76,6 +76,7 @@ def counted(target, drafter, rule, decodes):
             capacity=8,
             chunk=2,
         )
+        statistics = result.statistics
         text, start, end = (np.asarray(x) for x in (result.tokens, result.start, result.length))
         place = start[:, None] + np.arange(LENGTH)[None]
         answers = np.take_along_axis(text, np.minimum(place, text.shape[1] - 1), axis=1)
@@ -85,7 +86,7 @@ def counted(target, drafter, rule, decodes):
             for row, time in zip(rows, times, strict=True):
                 text_of_row = tuple(int(token) for token in row if token >= 0)
                 count[text_of_row] = count.get(text_of_row, 0) + int(time)
-    return counts, result.statistics
+    return counts, statistics
 
 
 def p_value(counts, law):
@@ -118,13 +119,13 @@ def test_a_million_decodes_have_the_law_of_the_target(kind, rule, make):
     for prompt, count in zip(PROMPTS, counts, strict=True):
         assert p_value(count, enumerated_law(target, prompt)) > 1e-9
     # Several steps and unequal acceptance, or the test would say little.
+    assert statistics is not None
     assert 1.05 < statistics.tau < LENGTH - 1
     assert len(np.unique(np.asarray(statistics.target_steps))) > 2
 
 
 def test_the_test_sees_a_wrong_residual():
     """Tokens after a rejection drawn from p instead of norm(max(p − q, 0))."""
-
     wrong = dataclasses.replace(verification.token.rule, residual=_law_at_node)
     target, draft = MODELS["tabular"]
     counts, _ = counted(target, drafters.model(draft, 3), wrong, BATCH)

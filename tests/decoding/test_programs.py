@@ -25,7 +25,9 @@ def draft_model(seed=1):
 
 def programs():
     """How many programs the entry points have compiled."""
-    return tuple(entry._cache_size() for entry in (generation._run, starts._start, starts._go_on))
+    return tuple(
+        getattr(entry, "_cache_size")() for entry in (generation._run, starts._start, starts._go_on)
+    )
 
 
 @pytest.mark.parametrize("rule", ["match", "block"])
@@ -101,9 +103,7 @@ def test_generate_under_the_callers_jit():
     prompts, lengths = np.asarray([[1, 2, 3], [4, 0, 0]]), np.asarray([3, 1])
     outside = specjax.generate(model, drafter, prompts, lengths=lengths, **options)
     tokens, start, length = decode(model, prompts, lengths)
-    inside = [
-        tokens[row, start[row] : length[row]].tolist() for row in range(len(prompts))
-    ]
+    inside = [tokens[row, start[row] : length[row]].tolist() for row in range(len(prompts))]
     assert inside == outside.new_tokens
 
 
@@ -128,7 +128,7 @@ def test_generate_under_vmap_over_weights():
 
 
 def test_results_survive_going_on():
-    """The state is consumed, what the caller holds of the result is not, nor is the caller's input."""
+    """The state is consumed; what the caller holds of result and input is not."""
     keys = jax.random.split(jax.random.key(0), 2)
     bias = jnp.zeros((VOCAB,))
     options = {"keys": keys, "sampling": types.Sampling(0.5, logit_bias=bias), "eos": ()}

@@ -38,7 +38,11 @@ def transformer():
         ([[1]], {"keys": jax.random.split(jax.random.key(0), 3)}, r"need \(1,\)"),
         ([[1]], {"sampling": types.Sampling(jnp.asarray(-1.0))}, "temperature=-1"),
         ([[1]], {"sampling": types.Sampling([0.1, 0.2])}, r"shape \(2,\)"),
-        ([[1]], {"sampling": types.Sampling(logit_bias=np.zeros(3))}, r"logit_bias has shape \(3,\)"),
+        (
+            [[1]],
+            {"sampling": types.Sampling(logit_bias=np.zeros(3))},
+            r"logit_bias has shape \(3,\)",
+        ),
         ([[1]], {"rule": "tokn"}, "unknown rule 'tokn'; known: block, match, token"),
         ([[1]], {"rule": "token"}, "use rule='match'"),
         (np.asarray([[1, 2]]), {"lengths": [3]}, r"lengths\[0\]=3"),

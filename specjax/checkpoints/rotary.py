@@ -10,6 +10,8 @@ from typing import Any
 
 from specjax.models import config as configs
 
+__all__ = ["base", "scaling"]
+
 _KINDS = ("default", "linear", "llama3", "yarn")
 
 
