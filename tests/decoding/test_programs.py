@@ -1,5 +1,7 @@
 """What compiles, how often, and that everything works under the caller's own transformations."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,9 +27,8 @@ def draft_model(seed=1):
 
 def programs():
     """How many programs the entry points have compiled."""
-    return tuple(
-        getattr(entry, "_cache_size")() for entry in (generation._run, starts._start, starts._go_on)
-    )
+    entries: tuple[Any, ...] = (generation._run, starts._start, starts._go_on)
+    return tuple(entry._cache_size() for entry in entries)
 
 
 @pytest.mark.parametrize("rule", ["match", "block"])
