@@ -1,9 +1,9 @@
 """The conformance suite: hold your own model to the contract that specjax's are held to.
 
 `check_language_model` runs a `LanguageModel` along every way in which decoding may drive it and
-compares with one plain
-pass over the whole text: ragged chunks, single tokens, trees in one call and grown depth by depth,
-commits, truncation, early exit. Whatever passes can be a target or a draft model.
+compares with one plain pass over the whole text: ragged chunks, single tokens, trees in one call
+and grown depth by depth, commits, truncation, early exit. Whatever passes can be a target or a
+draft model.
 """
 
 from typing import Any

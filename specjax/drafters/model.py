@@ -72,7 +72,8 @@ def model(
 
 def _init(params: _Params, batch: int, capacity: int) -> DraftModelState:
     return DraftModelState(
-        cache=params.model.init_cache(batch, capacity),
+        # Catching up writes a whole window, of which the last columns may lie past the text.
+        cache=params.model.init_cache(batch, capacity + _CATCH_UP),
         seen=jnp.zeros((batch,), jnp.int32),
         fed=jnp.zeros((), jnp.int32),
     )

@@ -1,5 +1,7 @@
 """The draft model: its laws against the model itself, its memory against a fresh prefill."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -407,3 +409,25 @@ def test_bad_settings_print_their_values():
     for stop in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"stop_below={stop}"):
             drafters.model(build("tabular"), 3, stop_below=stop)
+
+
+def test_catching_up_at_the_end_of_the_capacity():
+    # The window reaches past the text; clamped, it would overwrite the text's own entries.
+    config = models.TransformerConfig(5, 16, 32, 2, 2, 1, 8, 64)
+    model = models.language_model(config, models.init_params(config, jax.random.key(2), 3.0))
+    drafter = drafters.model(model, 1)
+    prompt = [0, 1, 2, 3, 4, 0, 2, 4, 1, 3, 0, 1, 1, 2, 4]
+    request, state = decoding.init(
+        model, drafter, [prompt], max_new_tokens=1, capacity=16, chunk=1, eos=()
+    )
+    behind = drafter.init(drafter.params, 1, 16 + state.room)
+    fed = jnp.asarray([prompt[:12]])
+    behind = drafter.prefill(drafter.params, behind, fed, jnp.asarray([12]), None)
+    state = dataclasses.replace(state, drafter=behind)
+    state, info = decoding.step(model, drafter, request, state, "block")
+    fresh = drafter.init(drafter.params, 1, 40)
+    text = state.tokens[:, :15]
+    fresh = drafter.prefill(drafter.params, fresh, text, jnp.asarray([14]), None)
+    for kept, expected in zip(state.drafter.cache.keys, fresh.cache.keys, strict=True):
+        np.testing.assert_allclose(kept[:, :, :14], expected[:, :, :14], atol=1e-5)
+    assert int(info.emitted[0]) == 1
