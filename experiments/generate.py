@@ -8,12 +8,13 @@ the two texts are held against each other. With --json the last line is one JSON
 
 import dataclasses
 import json
+import logging
 import pathlib
 import statistics as medians
 import sys
 import time
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ _DRAFT_LENGTH = flags.DEFINE_integer(
     "draft_length", None, "Tokens drafted a step; default by method."
 )
 _DRAFT = flags.DEFINE_string(
-    "draft", "layers:12", "Draft model of --method=model: layers:N or a checkpoint."
+    "draft", None, "Draft model of --method=model: layers:N (default layers:12) or a checkpoint."
 )
 _GREEDY_DRAFT = flags.DEFINE_bool(
     "greedy_draft", False, "Draft the most probable tokens (--method=model)."
@@ -61,9 +62,7 @@ class Config:
     prompt: str
     raw: bool
     max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
+    sampling: types.Sampling
     seed: int
     settings: methods.Settings
     rule: str | None
@@ -71,15 +70,20 @@ class Config:
     repeats: int
 
     def __post_init__(self):
-        methods.find(self.method)
+        methods.check(self.method, self.settings)
         if self.rule is not None:
             verification.get(self.rule)
         if not self.prompt.strip():
             raise ValueError(
                 f"the prompt is empty ({self.prompt!r}); give --prompt or --prompt_file"
             )
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens={self.max_new_tokens} must be at least 1")
+        # A prompt's length still comes on top, within int32.
+        if not 1 <= self.max_new_tokens <= 2**30:
+            raise ValueError(
+                f"--max_new_tokens={self.max_new_tokens} must lie between 1 and {2**30}"
+            )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"--seed={self.seed} does not fit in 64 bits")
         if self.repeats < 1:
             raise ValueError(f"--repeats={self.repeats} must be at least 1")
 
@@ -101,9 +105,7 @@ def config_from_flags() -> Config:
         prompt=prompt,
         raw=_RAW.value,
         max_new_tokens=_MAX_NEW_TOKENS.value,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
+        sampling=types.Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value),
         seed=_SEED.value,
         settings=methods.Settings(_DRAFT_LENGTH.value, _DRAFT.value, _GREEDY_DRAFT.value),
         rule=_RULE.value,
@@ -170,16 +172,24 @@ def run(config: Config) -> dict[str, Any]:
     options = {
         "key": jax.random.key(config.seed),
         "max_new_tokens": config.max_new_tokens,
-        "sampling": types.Sampling(config.temperature, config.top_k, config.top_p),
+        "sampling": config.sampling,
     }
     decoder = _Decoder(bundle.target, drafter, rule, prompt, options)
 
     with _Progress(f"compiling {config.method} (prompt of {len(prompt)} tokens)") as compiling:
-        next(decoder.stream())
+        decoding.init(bundle.target, drafter, [prompt], **options)
+        try:
+            next(decoder.stream())
+        except ValueError as error:
+            # What fails only now is the drafts' verification.
+            raise ValueError(f"rule {rule.name!r}, method {config.method!r}: {error}") from error
 
+    # A stream does not tell where its prefill ends, so that is timed by itself.
+    began = time.perf_counter()
+    jax.block_until_ready(decoding.init(bundle.target, drafter, [prompt], **options))
+    prefill_seconds = time.perf_counter() - began
     began = time.perf_counter()
     stream, text = decoder.stream(), bundle.tokenizer.stream()
-    prefill_seconds = time.perf_counter() - began
     first_token_seconds = None
     while True:
         try:
@@ -191,7 +201,7 @@ def run(config: Config) -> dict[str, Any]:
             first_token_seconds = time.perf_counter() - began
         print(text.push(tokens), end="", flush=True)
     print(text.flush(), flush=True)
-    seconds = time.perf_counter() - began - prefill_seconds
+    seconds = max(time.perf_counter() - began - prefill_seconds, 1e-9)
     report = _report(config, bundle, rule, result, len(prompt))
     report |= {
         "prefill_seconds": prefill_seconds,
@@ -213,7 +223,7 @@ def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
         "model": config.model,
         "method": config.method,
         "rule": rule.name,
-        "temperature": config.temperature,
+        "temperature": float(config.sampling.temperature),
         "seed": config.seed,
         "prompt_tokens": prompt_tokens,
         "text": bundle.tokenizer.decode(tokens),
@@ -229,8 +239,16 @@ def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
         "drafted": int(counts.drafted[0]),
         "accept_histogram": np.asarray(counts.histogram[0]).tolist(),
         "device": jax.devices()[0].device_kind,
-        "versions": {"specjax": metadata.version("specjax"), "jax": jax.__version__},
+        "versions": {"specjax": _version(), "jax": jax.__version__},
     }
+
+
+def _version() -> str | None:
+    """The installed version; None in a checkout that is not installed."""
+    try:
+        return metadata.version("specjax")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _number(value: float) -> float | None:
@@ -252,7 +270,7 @@ def _compare(config: Config, decoder: _Decoder, target: types.LanguageModel) -> 
     seconds = medians.median(run[2] for run in own)
     plain_seconds = medians.median(run[2] for run in baseline)
     prefill, plain_prefill = (medians.median(run[1] for run in runs) for runs in (own, baseline))
-    same_path = config.temperature == 0 or decoder.rule.draw is not None
+    same_path = config.sampling.temperature == 0 or decoder.rule.draw is not None
     divergence = None
     if same_path:
         divergence = analysis.first_divergence(target, decoder.prompt, tokens, plain_tokens)
@@ -269,7 +287,8 @@ def _compare(config: Config, decoder: _Decoder, target: types.LanguageModel) -> 
         "seconds_spread": [min(run[2] for run in own), max(run[2] for run in own)],
         "plain_seconds_spread": [min(run[2] for run in baseline), max(run[2] for run in baseline)],
         "identical": divergence is None if same_path else None,
-        "first_divergence": dataclasses.asdict(divergence) if divergence else None,
+        "first_divergence": divergence
+        and dataclasses.asdict(divergence) | {"logit_gap": _number(divergence.logit_gap)},
         "certified": _certified(decoder.rule, decoder.drafter),
     }
 
@@ -324,25 +343,42 @@ def _table(report: dict[str, Any]) -> str:
         if report["first_divergence"]:
             gap = report["first_divergence"]
             rows.append(
-                ("first divergence", f"token {gap['position']}, logit gap {gap['logit_gap']:.2g}")
+                (
+                    "first divergence",
+                    f"token {gap['position']}, logit gap {show(gap['logit_gap'], '{:.2g}')}",
+                )
             )
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags, and returns what is left; a bad one ends as every bad input does."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(error)
+
+
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+    # jax tells which accelerators it did not find.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")
         report = run(config_from_flags())
     except (ValueError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error)
     print(f"\n{_table(report)}", file=sys.stderr if _JSON.value else sys.stdout, flush=True)
     if _JSON.value:
-        print(json.dumps(report))
+        print(json.dumps(report, allow_nan=False))
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

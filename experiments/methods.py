@@ -6,7 +6,7 @@ from collections.abc import Callable
 import specjax
 from specjax import checkpoints, decoding, drafters, types
 
-__all__ = ["METHODS", "Method", "Settings", "build"]
+__all__ = ["METHODS", "Method", "Settings", "build", "check", "find"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,30 +16,43 @@ class Settings:
     Attributes:
       draft_length: K; None takes the method's own.
       draft: the draft model, `layers:N` for the target's first N layers or anything that
-        `specjax.load` takes.
+        `specjax.load` takes; None takes the method's own.
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
     """
 
     draft_length: int | None = None
-    draft: str = "layers:12"
+    draft: str | None = None
     greedy_draft: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A name's meaning: one line of description, and how its drafter is made."""
+    """A name's meaning: one line of description, how its drafter is made, settings it takes."""
 
     description: str
     build: Callable[[checkpoints.Bundle, Settings], types.Drafter]
+    takes: tuple[str, ...] = ()
 
 
 def build(name: str, bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     """The drafter of a method.
 
     Raises:
-      ValueError: no method has this name, or a setting is out of range.
+      ValueError: no method has this name, or a setting is out of range or not for this method.
     """
+    check(name, settings)
     return find(name).build(bundle, settings)
+
+
+def check(name: str, settings: Settings) -> None:
+    """What can be said of a name and its settings without a model; ValueError as `build`."""
+    method = find(name)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default and field.name not in method.takes:
+            raise ValueError(f"{field.name}={value} means nothing to the method {name!r}")
+    if settings.draft_length is not None and settings.draft_length < 1:
+        raise ValueError(f"draft_length={settings.draft_length} must be at least 1")
 
 
 def find(name: str) -> Method:
@@ -61,18 +74,23 @@ def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Draf
 
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     length = 4 if settings.draft_length is None else settings.draft_length
-    kind, _, number = settings.draft.partition(":")
+    draft = "layers:12" if settings.draft is None else settings.draft
+    kind, _, number = draft.partition(":")
     if kind == "layers":
-        if not number.isdigit():
-            raise ValueError(f"draft={settings.draft!r}: layers:N needs a whole N, as in layers:12")
+        if not number.isdecimal():
+            raise ValueError(f"draft={draft!r}: layers:N needs a whole N, as in layers:12")
         draft_model = checkpoints.layer_truncated(bundle, int(number))
     else:
-        draft_model = specjax.load(settings.draft).target
+        draft_model = specjax.load(draft).target
     return drafters.model(draft_model, length, greedy=settings.greedy_draft)
 
 
 METHODS = {
     "plain": Method("one token a target step", _plain),
-    "prompt_lookup": Method("copies from prompt and answer", _prompt_lookup),
-    "model": Method("a draft model, by default the target's first layers", _model),
+    "prompt_lookup": Method("copies from prompt and answer", _prompt_lookup, ("draft_length",)),
+    "model": Method(
+        "a draft model, by default the target's first layers",
+        _model,
+        ("draft_length", "draft", "greedy_draft"),
+    ),
 }
