@@ -1,13 +1,11 @@
 """The contracts of specjax and the pytrees that cross them.
 
 Dimension names, used everywhere: B batch, T tokens in a call, N drafted nodes, D tree depth, R
-  proposal laws, V
-vocabulary, H features, S cache capacity. The *target* is the model whose distribution is kept; the
-*draft* is what proposes. Every log-probability is a natural logarithm.
+proposal laws, V vocabulary, H features, S cache capacity. The *target* is the model whose
+distribution is kept; the *draft* is what proposes. Every log-probability is a natural logarithm.
 
 Functions held by these records are static: module-level functions or frozen-dataclass callables. A
-  closure, a `partial`
-or a bound method made per call is a new object, hence a new compilation.
+closure, a `partial` or a bound method made per call is a new object, hence a new compilation.
 """
 
 import dataclasses

@@ -65,4 +65,3 @@ def test_a_notebook_runs(path, monkeypatch):
     outputs = [item for cell in notebook.cells for item in cell.get("outputs", [])]
     assert outputs
     assert not [item for item in outputs if item.output_type == "error"]
-    assert not [item for item in outputs if item.get("name") == "stderr"]

@@ -119,15 +119,20 @@ def rule_for(
     drafter: types.Drafter,
     rule: str | types.VerificationRule | None = None,
 ) -> types.VerificationRule:
-    """The rule that `generate` would use with this drafter."""
-    if rule is not None:
-        return verification.get(rule)
+    """The rule that `generate` would use with this drafter.
+
+    Raises:
+      ValueError: the rule asked for cannot take the drafter's drafts.
+    """
 
     def begin(target, drafter):
         return start.init(target, drafter, [[0]], max_new_tokens=1)
 
     request, state = jax.eval_shape(begin, target, drafter)
-    return verification.default_rule(_abstract_draft(target, drafter, request, state))
+    draft = _abstract_draft(target, drafter, request, state)
+    chosen = verification.default_rule(draft) if rule is None else verification.get(rule)
+    chosen.check(draft)
+    return chosen
 
 
 def _abstract_draft(target, drafter, request, state) -> types.Draft:

@@ -17,6 +17,9 @@ from specjax.decoding import state as states
 
 __all__ = ["Prompts", "build", "is_traced", "pad", "request_keys"]
 
+# Added to a prompt, more would overflow int32.
+_MOST_NEW_TOKENS = 2**30
+
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
 
 
@@ -128,8 +131,11 @@ def build(
     most = max_new_tokens
     if not is_traced(most):
         most = np.asarray(most)
-        if most.dtype.kind not in "iu" or np.any(most < 1):
-            raise ValueError(f"max_new_tokens={max_new_tokens} must be whole and at least 1")
+        if most.dtype.kind not in "iu" or np.any(most < 1) or np.any(most > _MOST_NEW_TOKENS):
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens} must be whole, at least 1 and at most "
+                f"{_MOST_NEW_TOKENS}"
+            )
         if most.shape not in ((), (batch,)):
             raise ValueError(f"max_new_tokens has shape {most.shape}; give one value or {batch}")
     eos_rows = _per_row(eos, batch, depth=1, name="eos")

@@ -124,13 +124,13 @@ class Statistics:
     @property
     def tau(self) -> float:
         """Accepted length τ: emitted tokens per target step, the bonus token included."""
-        return float(jnp.sum(self.emitted) / jnp.maximum(jnp.sum(self.target_steps), 1))
+        return int(jnp.sum(self.emitted)) / max(int(jnp.sum(self.target_steps)), 1)
 
     @property
     def acceptance_rate(self) -> float:
         """α: accepted drafts over tested (accepted, or the first rejected); NaN if none was."""
         tested = int(jnp.sum(self.tested))
-        return float(jnp.sum(self.accepted)) / tested if tested else float("nan")
+        return int(jnp.sum(self.accepted)) / tested if tested else float("nan")
 
 
 def no_statistics(batch: int, depth: int) -> Statistics:
