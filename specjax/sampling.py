@@ -168,24 +168,41 @@ def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> j
     return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24))))
 
 
-def draw_target(keys: jax.Array, position: jax.Array, log_probs: jax.Array) -> jax.Array:
+def draw_target(
+    keys: jax.Array, position: jax.Array, log_probs: jax.Array, wanted: jax.Array | None = None
+) -> jax.Array:
     """The target's own tokens, argmax(log p + Gumbel noise): int32[B, T].
 
-    The same request key gives the same token at the same position and law, in any program. No noise
-    is drawn when every law is one-hot.
+    The same request key gives the same token at the same position and law, in any program. Noise is
+    drawn for the columns in which some row wants a draw from a law that is not one-hot.
 
     Args:
       keys: request keys[B]; folded, not consumed.
       position: int32[B, T], of the token to draw, counted from the first prompt token.
       log_probs: [B, T, V], warped laws.
+      wanted: bool[B, T], draws that anyone will read; None wants all. The others have no meaning.
     """
+    batch, count, vocab_size = log_probs.shape
+    position = jnp.broadcast_to(position, (batch, count))
+    is_random = jnp.max(log_probs, axis=-1) < 0
+    if wanted is not None:
+        is_random = is_random & wanted
+    tokens = jnp.arange(vocab_size, dtype=jnp.int32)
 
-    def sampled():
-        tokens = jnp.arange(log_probs.shape[-1], dtype=jnp.int32)
-        return greedy(log_probs + position_noise(keys, position, tokens).astype(log_probs.dtype))
+    def column(index):
+        law = jax.lax.dynamic_index_in_dim(log_probs, index, axis=1)
+        place = jax.lax.dynamic_index_in_dim(position, index, axis=1)
 
-    is_random = jnp.any(jnp.max(log_probs, axis=-1) < 0)
-    return jax.lax.cond(is_random, sampled, lambda: greedy(log_probs))
+        def sampled():
+            return greedy(law + position_noise(keys, place, tokens).astype(law.dtype))[:, 0]
+
+        return jax.lax.cond(
+            jnp.any(jax.lax.dynamic_index_in_dim(is_random, index, axis=1)),
+            sampled,
+            lambda: greedy(law)[:, 0],
+        )
+
+    return jax.lax.map(column, jnp.arange(count, dtype=jnp.int32)).T
 
 
 def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:

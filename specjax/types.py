@@ -262,8 +262,8 @@ class Verdict:
       count: int32[B], accepted drafts.
       next_token: int32[B], the token after the last accepted node (the bonus token where the whole
         path was accepted).
-      draws: int32[B, N+1], the target's own token after every node, under rules that draw them;
-        otherwise None.
+      draws: int32[B, N+1], the target's own token after every node that is present or a passenger,
+        under rules that draw them; otherwise None.
     """
 
     path: jax.Array

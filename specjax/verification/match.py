@@ -46,7 +46,9 @@ def draw(
 ) -> jax.Array:
     """The target's token after each node, keyed by its position: int32[B, N+1]."""
     position = length[:, None] + trees.depths(draft.tree)
-    return sampling.draw_target(keys, position, target_log_probs)
+    # Nobody reads a draw after an absent node, save the drafter of a passenger.
+    wanted = jnp.pad(draft.present | draft.passengers, ((0, 0), (1, 0)), constant_values=True)
+    return sampling.draw_target(keys, position, target_log_probs, wanted)
 
 
 def _check(draft: types.Draft) -> None:
