@@ -233,8 +233,26 @@ def draft(
       ValueError: shapes that do not agree, or an unknown `siblings`.
     """
     batch, size = tokens.shape
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens[B, N] are of dtype {tokens.dtype}; token ids are integers")
     if tree.size != size:
         raise ValueError(f"tokens[B, N] has N={size} but the tree has {tree.size} nodes")
+    for name, array in (("law", law), ("present", present)):
+        if array is not None and array.shape != tokens.shape:
+            raise ValueError(
+                f"{name}[B, N] has shape {array.shape}, but tokens[B, N] have shape {tokens.shape}"
+            )
+    if log_probs is not None and (log_probs.ndim != 3 or log_probs.shape[0] != batch):
+        raise ValueError(
+            f"log_probs[B, R, V] has shape {log_probs.shape}, but tokens[B, N] have B={batch}"
+        )
+    rows = 0 if log_probs is None else log_probs.shape[1]
+    needed = size if tree.static_parents is None else max(tree.static_parents, default=-1) + 1
+    if law is None and 0 < rows < needed:
+        raise ValueError(
+            f"log_probs[B, R, V] has R={rows}, but nodes draw from their parents' laws, of which "
+            f"there are {needed}; give law[B, N]"
+        )
     if siblings not in ("independent", "distinct", "coupled"):
         raise ValueError(f"siblings={siblings!r}; known: 'independent', 'distinct', 'coupled'")
     if log_probs is None:
@@ -328,8 +346,9 @@ class Drafter:
     Attributes:
       params: pytree, traced: weights and any number that a user would sweep.
       init: `(params, batch, capacity) -> state`.
-      prefill: `(params, state, tokens[B,T], count[B], output) -> state`, called for each chunk of
-        committed tokens with the target's output at them; only the first `count` of a row are real.
+      prefill: `(params, state, text[B,S], start[B], count[B], output) -> state`, called for each
+        chunk of committed tokens with the target's output at them; only the first `count` of a row
+        are real.
       propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys:
         derive from them with `sampling.derive`, never consume them.
       update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context`

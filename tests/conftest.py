@@ -1,5 +1,7 @@
 """Strict modes for every test: no silent broadcasting, no silent promotion, no key used twice."""
 
+import gc
+
 import chex
 import hypothesis
 import jax
@@ -21,6 +23,14 @@ hypothesis.settings.load_profile("specjax")
 def fresh_trace_counter():
     """Lets each test count the traces of `chex.assert_max_traces` from zero."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_left_over():
+    """Frees what a module compiled: thousands of programs exhaust a process's memory mappings."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def close(
     Args:
       request: limits, end-of-sequence tokens and stop sequences.
       text: int32[B, S], with the offered tokens already written behind `length`.
-      start: int32[B], where the answer begins; a stop sequence lies wholly within the answer.
+      start: int32[B], before which no stop sequence may begin.
       length: int32[B], committed tokens.
       offered: int32[B], tokens offered, at most `width`.
       width: most tokens a step offers.

@@ -40,7 +40,7 @@ def generate(
       ValueError: a bad option, an empty prompt, a text that does not fit, or a rule that cannot
         take the draft.
     """
-    chosen = None if rule is None else verification.get(rule)
+    chosen = _chosen(target, drafter, rule, options)
     return decode(target, drafter, *start.init(target, drafter, prompts, **options), chosen)
 
 
@@ -97,10 +97,19 @@ def stream(
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
-    chosen = None if rule is None else verification.get(rule)
+    chosen = _chosen(target, drafter, rule, options)
     request, state = start.init(target, drafter, prompts, **options)
     statistics = _no_statistics(target, drafter, request, state)
     return _stream(target, drafter, request, state, statistics, chosen, steps)
+
+
+def _chosen(target, drafter, rule, options) -> types.VerificationRule | None:
+    """The rule asked for, if any; a rule that would fail must fail before a state is consumed."""
+    if rule is None:
+        return None
+    if options.get("state") is not None:
+        return rule_for(target, drafter, rule)
+    return verification.get(rule)
 
 
 def _stream(target, drafter, request, state, statistics, rule, steps):

@@ -13,8 +13,8 @@ def _init(params: tuple, batch: int, capacity: int) -> tuple:
     return ()
 
 
-def _prefill(params: tuple, state: tuple, tokens: jax.Array, count: jax.Array, output) -> tuple:
-    del params, tokens, count, output
+def _prefill(params: tuple, state: tuple, text, start, count, output) -> tuple:
+    del params, text, start, count, output
     return state
 
 

@@ -49,13 +49,28 @@ def pad(
     if not isinstance(prompts, (np.ndarray, jax.Array)):
         if lengths is not None:
             raise ValueError("lengths belong to an array of prompts; lists know their own")
-        rows = [np.asarray(row, np.int64).reshape(-1) for row in prompts]
+        rows = [np.asarray(row) if np.size(row) else np.zeros(0, np.int64) for row in prompts]
+        for row in rows:
+            if row.ndim != 1:
+                raise ValueError(
+                    f"a prompt is a list of token ids, got {row.tolist()}; wrap a single prompt as "
+                    "[prompt]"
+                )
+            if row.dtype.kind not in "iu":
+                raise ValueError(f"token ids are integers, got {row.tolist()}")
         lengths = np.asarray([len(row) for row in rows], np.int32)
         prompts = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
         for index, row in enumerate(rows):
             prompts[index, : len(row)] = row
+    if not np.issubdtype(prompts.dtype, np.integer):
+        raise ValueError(f"token ids are integers, got prompts of dtype {prompts.dtype}")
     if prompts.ndim != 2 or prompts.shape[0] == 0:
         raise ValueError(f"prompts must be [B, P] with at least one row, got shape {prompts.shape}")
+    if lengths is not None and np.shape(lengths) != (prompts.shape[0],):
+        raise ValueError(
+            f"lengths has shape {np.shape(lengths)}; {prompts.shape[0]} prompts need "
+            f"({prompts.shape[0]},)"
+        )
     if lengths is None:
         lengths = np.full((prompts.shape[0],), prompts.shape[1], np.int32)
     if not is_traced(prompts, lengths):
@@ -90,10 +105,11 @@ def request_keys(key: jax.Array | None, keys: jax.Array | None, batch: int) -> j
     if key is not None and keys is not None:
         raise ValueError("give key or keys, not both")
     given = keys if keys is not None else key
-    if given is not None and not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"got a key of dtype {given.dtype}; make typed keys with jax.random.key(seed)"
-        )
+    dtype = getattr(given, "dtype", type(given).__name__)
+    if given is not None and not (
+        isinstance(given, jax.Array) and jnp.issubdtype(given.dtype, jax.dtypes.prng_key)
+    ):
+        raise ValueError(f"got a key of type {dtype}; make typed keys with jax.random.key(seed)")
     if keys is None:
         key = jax.random.key(0) if key is None else key
         if key.ndim:
@@ -112,17 +128,19 @@ def build(
     eos: Any,
     stop: Any,
     vocab_size: int,
+    least: int = 1,
 ) -> states.Request:
     """The request of a batch.
 
     Args:
       keys: one a row.
       lengths: int[B], text length before the first new token.
-      max_new_tokens: an int, or one a row; at least 1.
+      max_new_tokens: an int, or one a row.
       sampling: None is greedy.
       eos: token ids, or one list of them a row.
       stop: lists of token ids, or one list of such lists a row.
       vocab_size: V.
+      least: smallest lawful `max_new_tokens`.
 
     Raises:
       ValueError: a value out of range; the message holds it.
@@ -131,20 +149,23 @@ def build(
     most = max_new_tokens
     if not is_traced(most):
         most = np.asarray(most)
-        if most.dtype.kind not in "iu" or np.any(most < 1) or np.any(most > _MOST_NEW_TOKENS):
+        if most.dtype.kind not in "iu" or np.any(most < least) or np.any(most > _MOST_NEW_TOKENS):
             raise ValueError(
-                f"max_new_tokens={max_new_tokens} must be whole, at least 1 and at most "
+                f"max_new_tokens={max_new_tokens} must be whole, at least {least} and at most "
                 f"{_MOST_NEW_TOKENS}"
             )
         if most.shape not in ((), (batch,)):
             raise ValueError(f"max_new_tokens has shape {most.shape}; give one value or {batch}")
+    sampling = types.Sampling() if sampling is None else sampling
+    if not isinstance(sampling, types.Sampling) or sampling.temperature is None:
+        raise ValueError(f"sampling={sampling!r} is no specjax.Sampling with a temperature")
     eos_rows = _per_row(eos, batch, depth=1, name="eos")
     stop_rows = _per_row(stop, batch, depth=2, name="stop")
     ends = np.full((batch, max(map(len, eos_rows), default=0)), -1, np.int32)
     for row, ids in enumerate(eos_rows):
         ends[row, : len(ids)] = ids
-    if np.any(ends >= vocab_size):
-        raise ValueError(f"eos={eos} holds a token outside the vocabulary 0…{vocab_size - 1}")
+    _check_ids("eos", eos, [token for ids in eos_rows for token in ids], vocab_size)
+    _check_ids("stop", stop, [t for row in stop_rows for ids in row for t in ids], vocab_size)
     most_stops = max(map(len, stop_rows), default=0)
     longest = max((len(ids) for row in stop_rows for ids in row), default=1)
     sequences = np.zeros((batch, most_stops, longest), np.int32)
@@ -157,13 +178,22 @@ def build(
             stop_length[row, index] = len(ids)
     return states.Request(
         keys=keys,
-        sampling=_sampling_rows(sampling or types.Sampling(), batch, vocab_size),
+        sampling=_sampling_rows(sampling, batch, vocab_size),
         limit=jnp.asarray(lengths, jnp.int32)
         + jnp.broadcast_to(jnp.asarray(most, jnp.int32), (batch,)),
         eos=jnp.asarray(ends),
         stop=jnp.asarray(sequences),
         stop_length=jnp.asarray(stop_length),
     )
+
+
+def _check_ids(name: str, value: Any, ids: list, vocab_size: int) -> None:
+    for token in ids:
+        if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
+            raise ValueError(
+                f"{name}={value} holds {token}, which is no token of the vocabulary "
+                f"0…{vocab_size - 1}"
+            )
 
 
 def _per_row(value: Any, batch: int, depth: int, name: str) -> list[list]:
@@ -174,7 +204,17 @@ def _per_row(value: Any, batch: int, depth: int, name: str) -> list[list]:
             1 + max((nesting(item) for item in x), default=0) if isinstance(x, (list, tuple)) else 0
         )
 
-    if value is None or len(value) == 0:
+    if isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name}={value} must be a list, as in {name}=({value},)")
+    value = value.tolist() if isinstance(value, (np.ndarray, jax.Array)) else value
+    value = sorted(value) if isinstance(value, (set, frozenset)) else value
+    if (
+        value is None
+        or len(value) == 0
+        or (
+            len(value) == batch and all(isinstance(row, (list, tuple)) and not row for row in value)
+        )
+    ):
         return [[] for _ in range(batch)]
     if nesting(value) == depth:
         return [list(value)] * batch
@@ -203,6 +243,12 @@ def _sampling_rows(sampling: types.Sampling, batch: int, vocab_size: int) -> typ
         dtype = jnp.int32 if name == "top_k" else jnp.float32
         rows[name] = jnp.broadcast_to(jnp.asarray(field, dtype), (batch,))
     bias = sampling.logit_bias
+    if bias is not None and not is_traced(bias):
+        known = np.asarray(bias)
+        if np.any(np.isnan(known) | (known == np.inf)) or np.any(np.all(known == -np.inf, axis=-1)):
+            raise ValueError(
+                "sampling logit_bias must be below infinity, not NaN, and leave a token to each row"
+            )
     if bias is not None:
         if jnp.shape(bias) not in ((vocab_size,), (batch, vocab_size)):
             raise ValueError(

@@ -46,7 +46,9 @@ def prefill(
         tokens = jnp.take_along_axis(state.tokens, place, axis=1)
         output, entries = target.apply(target.params, tokens, cache, None, drafter.taps)
         cache = target.commit(target.append(cache, entries), None, count)
-        drafter_state = drafter.prefill(drafter.params, drafter_state, tokens, count, output)
+        drafter_state = drafter.prefill(
+            drafter.params, drafter_state, state.tokens, done, count, output
+        )
         return done + count, cache, drafter_state
 
     with jax.named_scope("prefill"):
@@ -192,9 +194,12 @@ def _commit(
     place = jnp.where(active[:, None], state.length[:, None] + order, capacity)
     text = state.tokens.at[row, place].set(offered, mode="drop")
     kept, reason = finishes.close(
-        request, text, state.start, state.length, verdict.count + 1, depth + 1
+        request, text, state.stop_from, state.length, verdict.count + 1, depth + 1
     )
     kept = jnp.where(active, kept, 0)
+    # Now that the end is known, nothing is written past it.
+    place = jnp.where(order < kept[:, None], place, capacity)
+    text = state.tokens.at[row, place].set(offered, mode="drop")
 
     cache = target.append(state.cache, entries)
     nodes = None if draft.tree.is_chain else jnp.pad(verdict.path, ((0, 0), (1, 0)))

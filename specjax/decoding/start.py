@@ -46,7 +46,7 @@ def init(
       key: a typed key, folded with each prompt's index; not consumed. Default `jax.random.key(0)`.
       keys: instead, one typed key a prompt: a prompt with its key gives the same text in any batch
         and slot.
-      max_new_tokens: an int or one a row.
+      max_new_tokens: an int or one a row; 0 lets a row sit a turn out when going on.
       sampling: default greedy.
       eos: end-of-sequence tokens, for all rows or a list of lists; None takes the target's own.
       stop: stop sequences of token ids, for all rows or a list of them a row; they may span steps,
@@ -67,6 +67,7 @@ def init(
     batch, widest = tokens.shape
     after = counts
     if state is not None:
+        _check_state(drafter, state)
         rows, slots = state.tokens.shape
         if rows != batch:
             raise ValueError(f"the state has {rows} rows, and {batch} prompts were given to go on")
@@ -83,18 +84,50 @@ def init(
         target.eos_ids if eos is None else eos,
         stop,
         target.vocab_size,
+        # A row may sit a turn out.
+        least=1 if state is None else 0,
     )
     slots = _capacity(target.context_length, after, request.limit, widest, max_new_tokens, capacity)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
     width = _chunk(widest) if chunk is None else chunk
-    text = jnp.asarray(tokens, jnp.int32)[:, :slots]
-    text = jnp.pad(text, ((0, 0), (0, slots - text.shape[1])))
-    counts = jnp.asarray(counts, jnp.int32)
+    # Outside a trace numpy pads: jax would compile a program for every length.
+    numeric = jnp if requests.is_traced(tokens, counts) else np
+    text = numeric.asarray(tokens, np.int32)[:, :slots]
+    text = numeric.pad(text, ((0, 0), (0, slots - text.shape[1])))
+    counts = numeric.asarray(counts, np.int32)
     if state is not None:
         # The caches were made with room for this many tokens past the text.
-        return request, _go_on(target, drafter, state, text, counts, min(width, state.room))
+        return request, _go_on(
+            target, drafter, state, text, counts, request.limit, min(width, state.room)
+        )
     return request, _start(target, drafter, text, counts, max(drafter.nodes + 1, width), width)
+
+
+def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
+    """Refuses a state that cannot go on, before anything of it is consumed."""
+    if not requests.is_traced(state.tokens) and state.tokens.is_deleted():
+        raise ValueError(
+            "this state has been consumed, since a state goes on once; take the newest result's"
+        )
+    if drafter.nodes + 1 > state.room:
+        raise ValueError(
+            f"a draft of N={drafter.nodes} nodes needs room={drafter.nodes + 1} in the caches, and "
+            f"the state has room={state.room}; start the decode with this drafter"
+        )
+    batch, slots = state.tokens.shape
+    made = jax.eval_shape(
+        lambda params: drafter.init(params, batch, slots + state.room), drafter.params
+    )
+
+    def form(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    if form(made) != form(state.drafter):
+        raise ValueError(
+            f"the state was started with another drafter than {drafter.name!r}; go on with that one"
+        )
 
 
 def _chunk(widest: int) -> int:
@@ -151,6 +184,7 @@ def _start(target, drafter, text, counts, room: int, chunk: int) -> states.Decod
         tokens=jnp.copy(text),
         length=jnp.copy(counts),
         start=jnp.copy(counts),
+        stop_from=jnp.copy(counts),
         finish=jnp.full((batch,), np.int32(states.FinishReason.RUNNING)),
         cache=target.init_cache(batch, slots + room),
         drafter=drafter.init(drafter.params, batch, slots + room),
@@ -160,7 +194,7 @@ def _start(target, drafter, text, counts, room: int, chunk: int) -> states.Decod
 
 
 @functools.partial(jax.jit, static_argnames=("chunk",), donate_argnames=("state",))
-def _go_on(target, drafter, state, text, counts, chunk: int) -> states.DecodeState:
+def _go_on(target, drafter, state, text, counts, limit, chunk: int) -> states.DecodeState:
     slots = state.tokens.shape[1]
     row = jnp.arange(text.shape[0], dtype=jnp.int32)[:, None]
     order = jnp.arange(slots, dtype=jnp.int32)[None]
@@ -171,6 +205,11 @@ def _go_on(target, drafter, state, text, counts, chunk: int) -> states.DecodeSta
         tokens=state.tokens.at[row, place].set(text, mode="drop"),
         length=state.length + counts,
         start=state.length + counts,
-        finish=jnp.full_like(state.finish, np.int32(states.FinishReason.RUNNING)),
+        stop_from=jnp.where(counts > 0, state.length + counts, state.stop_from),
+        finish=jnp.where(
+            limit > state.length + counts,
+            np.int32(states.FinishReason.RUNNING),
+            np.int32(states.FinishReason.LENGTH),
+        ),
     )
     return speculative.prefill(target, drafter, state, cached, chunk)

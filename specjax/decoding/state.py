@@ -65,6 +65,8 @@ class DecodeState:
       tokens: int32[B, S], prompt and answer; only the first `length` count.
       length: int32[B], committed tokens.
       start: int32[B], where the answer begins.
+      stop_from: int32[B], where the model last began to write, before which no stop sequence may
+        begin; earlier than `start` in a row that went on without new tokens.
       finish: int32[B], a `FinishReason`.
       cache: the target's.
       drafter: the drafter's state.
@@ -74,6 +76,7 @@ class DecodeState:
     tokens: jax.Array
     length: jax.Array
     start: jax.Array
+    stop_from: jax.Array
     finish: jax.Array
     cache: Any
     drafter: Any

@@ -82,13 +82,22 @@ def _init(params: _Params, batch: int, capacity: int) -> DraftModelState:
 def _prefill(
     params: _Params,
     state: DraftModelState,
-    tokens: jax.Array,
+    text: jax.Array,
+    start: jax.Array,
     count: jax.Array,
     output: types.ModelOutput,
 ) -> DraftModelState:
-    del output
-    _, state = _feed(params.model, state, tokens, count)
-    return state
+    # When going on, the draft model may lack the last tokens of the turn before; it feeds itself
+    # from where it stands, not from where the target does.
+    width = output.logits.shape[1]
+    lacking = jnp.clip(start + count - state.seen, 0, width)
+    return _feed(params.model, state, _window(text, state.seen, width), lacking)[1]
+
+
+def _window(text: jax.Array, start: jax.Array, width: int) -> jax.Array:
+    """`width` tokens of text[B, S] from start[B] on; what lies beyond the text repeats its end."""
+    place = start[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
+    return jnp.take_along_axis(text, jnp.minimum(place, text.shape[1] - 1), axis=1)
 
 
 def _feed(
@@ -109,9 +118,7 @@ def _catch_up(
         return jnp.where(context.active, context.length - 1 - state.seen, 0)
 
     def window(state, width):
-        place = state.seen[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
-        place = jnp.minimum(place, context.tokens.shape[1] - 1)
-        return jnp.take_along_axis(context.tokens, place, axis=1)
+        return _window(context.tokens, state.seen, width)
 
     def feed(state):
         count = jnp.minimum(missing(state), _CATCH_UP)

@@ -53,8 +53,8 @@ def _init(params: jax.Array, batch: int, capacity: int) -> tuple:
     return ()
 
 
-def _prefill(params: jax.Array, state: tuple, tokens, count, output) -> tuple:
-    del params, tokens, count, output
+def _prefill(params: jax.Array, state: tuple, text, start, count, output) -> tuple:
+    del params, text, start, count, output
     return state
 
 

@@ -157,3 +157,26 @@ def test_the_invariant_holds_after_every_step():
             np.testing.assert_array_equal(
                 state.cache.tokens[row, : length - 1], state.tokens[row, : length - 1]
             )
+
+
+def test_nothing_is_written_past_the_end():
+    """Texts that are equal are equal as arrays too."""
+    options = {"eos": (3,), "max_new_tokens": [20, 2]}
+    plain = specjax.autoregressive(TARGET, [[0], [0, 1]], **options)
+    result = run(PERFECT, [[0], [0, 1]], **options)
+    np.testing.assert_array_equal(result.tokens, plain.tokens)
+
+
+def test_a_stop_sequence_spans_a_pause():
+    options = {"eos": (), "stop": [[3, 4]]}
+    first = run(PERFECT, [[0], [0]], max_new_tokens=3, capacity=64, **options)
+    rest = run(PERFECT, [[], [4]], state=first.state, max_new_tokens=7, **options)
+    assert rest.new_tokens == [[4], [5, 6, 7, 0, 1, 2, 3]]
+    assert rest.finish_reasons == ["stop", "length"]
+
+
+def test_a_row_may_sit_a_turn_out():
+    first = run(PERFECT, [[0], [0, 1]], eos=(), max_new_tokens=[15, 2], capacity=16)
+    rest = run(PERFECT, [[], [4]], state=first.state, eos=(), max_new_tokens=[0, 3])
+    assert rest.new_tokens == [[], [5, 6, 7]]
+    assert rest.finish_reasons == ["length", "length"]

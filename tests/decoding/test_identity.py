@@ -220,3 +220,25 @@ def test_streaming_yields_the_text_of_generate():
                 break
         assert texts == expected.new_tokens == result.new_tokens
         assert result.statistics.tau == expected.statistics.tau
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_draft_model_remembers_every_turn(kind):
+    """The target drafts for itself: a token lost or fed twice between turns would show in τ."""
+    target = make(kind)
+    drafter = drafters.model(target, 3)
+    shared = {"sampling": types.Sampling(0.9), "eos": (), "rule": "block"}
+    result = specjax.generate(
+        target, drafter, [[1, 2], [3]], max_new_tokens=[4, 7], capacity=96, **shared
+    )
+    for turn in range(3):
+        result = specjax.generate(
+            target,
+            drafter,
+            [[3, 4, 0][: turn + 1], [] if turn == 1 else [2] * 9],
+            state=result.state,
+            key=jax.random.key(turn),
+            max_new_tokens=[16, 8],
+            **shared,
+        )
+        assert result.statistics.tau == 4.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import specjax
-from specjax import decoding, drafters, models, types
+from specjax import decoding, drafters, models, trees, types
 
 VOCAB = 4
 TARGET = models.tabular_model(jnp.zeros((VOCAB,)))
@@ -31,8 +31,19 @@ def transformer():
         ([[1]], {"max_new_tokens": [1, 2]}, "one value or 1"),
         ([[1]], {"capacity": 8, "max_new_tokens": 8}, "capacity=8 is too small"),
         ([[1]], {"chunk": 0}, "chunk=0"),
-        ([[1]], {"eos": (7,)}, "outside the vocabulary"),
-        ([[1]], {"stop": [[]]}, "stop sequence is empty"),
+        ([[1]], {"eos": (7,)}, "holds 7"),
+        ([[1]], {"stop": [[1], []]}, "stop sequence is empty"),
+        ([[1]], {"stop": [[9]]}, "stop=.* holds 9"),
+        ([[1]], {"eos": (-7,)}, "eos=.* holds -7"),
+        ([[1]], {"eos": (2.7,)}, "holds 2.7"),
+        ([[1]], {"eos": 2}, "must be a list"),
+        ([1, 2, 3], {}, r"wrap a single prompt as \[prompt\]"),
+        ([[1.5]], {}, "token ids are integers"),
+        (np.asarray([[1.0]]), {}, "token ids are integers"),
+        ([[1]], {"key": 0}, "jax.random.key"),
+        ([[1]], {"sampling": 0.7}, "no specjax.Sampling"),
+        ([[1]], {"sampling": types.Sampling(logit_bias=jnp.full(4, -jnp.inf))}, "leave a token"),
+        (np.asarray([[1, 2]]), {"lengths": [1, 2]}, r"lengths has shape \(2,\)"),
         ([[1]], {"stop": [[[1]], [[2]]]}, "neither one list"),
         ([[1]], {"key": jnp.zeros((2,), jnp.uint32)}, "jax.random.key"),
         ([[1]], {"keys": jax.random.split(jax.random.key(0), 3)}, r"need \(1,\)"),
@@ -91,6 +102,41 @@ def test_going_on_with_too_little_room():
         specjax.autoregressive(TARGET, [[2], [3]], state=result.state, max_new_tokens=2)
     with pytest.raises(ValueError, match="cannot be changed on the way"):
         specjax.autoregressive(TARGET, [[2]], state=result.state, capacity=99)
+
+
+def test_a_refused_turn_leaves_the_state_as_it_was():
+    lookup = drafters.prompt_lookup(2)
+    result = specjax.generate(TARGET, lookup, [[1]], max_new_tokens=3)
+    for drafter, options, message in (
+        (lookup, {"rule": "token"}, "use rule='match'"),
+        (drafters.prompt_lookup(60), {}, "room=61"),
+        (drafters.model(TARGET, 2), {}, "started with another drafter than 'model'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            specjax.generate(
+                TARGET, drafter, [[1]], state=result.state, max_new_tokens=2, **options
+            )
+        assert not result.state.tokens.is_deleted()
+    specjax.generate(TARGET, lookup, [[1]], state=result.state, max_new_tokens=2)
+    with pytest.raises(ValueError, match="has been consumed"):
+        specjax.generate(TARGET, lookup, [[1]], state=result.state, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"law": jnp.zeros((1, 2), jnp.int32)}, r"law\[B, N\] has shape \(1, 2\)"),
+        ({"present": jnp.ones((2, 3), bool)}, r"present\[B, N\] has shape \(2, 3\)"),
+        ({"log_probs": jnp.zeros((1, 1, VOCAB))}, "R=1, but nodes draw from"),
+        ({"log_probs": jnp.zeros((2, 3, VOCAB))}, "have B=1"),
+        ({"tokens": jnp.zeros((1, 3))}, "dtype float32"),
+        ({"tree": trees.chain(2)}, "N=3 but the tree has 2"),
+    ],
+)
+def test_drafts_that_do_not_fit_together(change, message):
+    parts = {"tokens": jnp.zeros((1, 3), jnp.int32), "tree": trees.chain(3), "vocab_size": VOCAB}
+    with pytest.raises(ValueError, match=message):
+        types.draft(**{**parts, **change})
 
 
 def test_a_drafter_wider_than_the_state_has_room_for():

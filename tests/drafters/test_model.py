@@ -57,7 +57,9 @@ def fresh_law(model, settings, tokens, length):
 
 @jax.jit
 def prefill(drafter, state, tokens, count):
-    return drafter.prefill(drafter.params, state, tokens, count, None)
+    logits = jnp.zeros((*tokens.shape, 1))
+    output = types.ModelOutput(logits, logits[:, :, None])
+    return drafter.prefill(drafter.params, state, tokens, jnp.zeros_like(count), count, output)
 
 
 @jax.jit
@@ -422,12 +424,12 @@ def test_catching_up_at_the_end_of_the_capacity():
     )
     behind = drafter.init(drafter.params, 1, 16 + state.room)
     fed = jnp.asarray([prompt[:12]])
-    behind = drafter.prefill(drafter.params, behind, fed, jnp.asarray([12]), None)
+    behind = prefill(drafter, behind, fed, jnp.asarray([12]))
     state = dataclasses.replace(state, drafter=behind)
     state, info = decoding.step(model, drafter, request, state, "block")
     fresh = drafter.init(drafter.params, 1, 40)
     text = state.tokens[:, :15]
-    fresh = drafter.prefill(drafter.params, fresh, text, jnp.asarray([14]), None)
+    fresh = prefill(drafter, fresh, text, jnp.asarray([14]))
     for kept, expected in zip(state.drafter.cache.keys, fresh.cache.keys, strict=True):
         np.testing.assert_allclose(kept[:, :, :14], expected[:, :, :14], atol=1e-5)
     assert int(info.emitted[0]) == 1
