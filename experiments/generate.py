@@ -177,12 +177,7 @@ def run(config: Config) -> dict[str, Any]:
     decoder = _Decoder(bundle.target, drafter, rule, prompt, options)
 
     with _Progress(f"compiling {config.method} (prompt of {len(prompt)} tokens)") as compiling:
-        decoding.init(bundle.target, drafter, [prompt], **options)
-        try:
-            next(decoder.stream())
-        except ValueError as error:
-            # What fails only now is the drafts' verification.
-            raise ValueError(f"rule {rule.name!r}, method {config.method!r}: {error}") from error
+        next(decoder.stream())
 
     # A stream does not tell where its prefill ends, so that is timed by itself.
     began = time.perf_counter()

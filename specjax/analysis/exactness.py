@@ -210,7 +210,7 @@ def _certify(rule, tree, target, proposal, absent):
     draft = types.draft(
         drafted, tree, log_probs=log_probs, present=~stopped[:, :, 0], vocab_size=vocab_size
     )
-    rule.check(draft)
+    kernel.check(rule, draft)
     if proposal is not None:
         # An absent node was never drawn: each of its tokens stands for 1/V of the same draft.
         drawn = jnp.where(draft.present, jnp.exp(kernel.node_log_probs(draft)), 1 / vocab_size)

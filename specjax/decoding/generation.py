@@ -140,7 +140,7 @@ def rule_for(
     request, state = jax.eval_shape(begin, target, drafter)
     draft = _abstract_draft(target, drafter, request, state)
     chosen = verification.default_rule(draft) if rule is None else verification.get(rule)
-    chosen.check(draft)
+    verification.check(chosen, draft)
     return chosen
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from specjax import sampling, trees, types
 
 __all__ = [
+    "check",
     "children",
     "draft_law",
     "matches",
@@ -51,7 +52,7 @@ def verify(
             f"the draft's laws are over V={draft.log_probs.shape[2]} tokens, the target's over "
             f"V={target_log_probs.shape[2]}"
         )
-    rule.check(draft)
+    check(rule, draft)
     if rule.draw is not None:
         draws = rule.draw(keys, length, draft, target_log_probs)
         path, count, stop = resolve(draft, matches(draft, draws))
@@ -66,6 +67,14 @@ def verify(
     residual_keys = sampling.derive(keys, sampling.Stream.RESIDUAL, length)
     residual = rule.residual(draft, target_log_probs, stop)
     return types.Verdict(path, count, sampling.categorical(residual_keys, residual))
+
+
+def check(rule: types.VerificationRule, draft: types.Draft) -> None:
+    """Raises ValueError, naming the rule and the remedy, for a draft that it cannot take."""
+    try:
+        rule.check(draft)
+    except ValueError as error:
+        raise ValueError(f"rule {rule.name!r}: {error}") from error
 
 
 def matches(draft: types.Draft, draws: jax.Array) -> jax.Array:
