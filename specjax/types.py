@@ -347,8 +347,8 @@ class Drafter:
       params: pytree, traced: weights and any number that a user would sweep.
       init: `(params, batch, capacity) -> state`.
       prefill: `(params, state, text[B,S], start[B], count[B], output) -> state`, called for each
-        chunk of committed tokens with the target's output at them; only the first `count` of a row
-        are real.
+        chunk of committed tokens, text[start:start + T], with the target's output at them; only
+        the first `count` of a row are real.
       propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys:
         derive from them with `sampling.derive`, never consume them.
       update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context`

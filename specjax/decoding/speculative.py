@@ -14,7 +14,7 @@ from specjax import sampling, types, verification
 from specjax.decoding import finish as finishes
 from specjax.decoding import state as states
 
-__all__ = ["prefill", "run", "step"]
+__all__ = ["check_room", "prefill", "run", "step"]
 
 
 def prefill(
@@ -138,10 +138,15 @@ def _check(target: types.LanguageModel, draft: types.Draft, state: states.Decode
             f"the draft's vocabulary has {draft.log_probs.shape[2]} tokens and the target's "
             f"{target.vocab_size}; both must share one tokenizer"
         )
-    if draft.tree.size + 1 > state.room:
+    check_room(draft.tree.size, state)
+
+
+def check_room(nodes: int, state: states.DecodeState) -> None:
+    """Raises ValueError when the state's caches are too short for drafts of so many nodes."""
+    if nodes + 1 > state.room:
         raise ValueError(
-            f"a draft of N={draft.tree.size} nodes needs room={draft.tree.size + 1} in the caches, "
-            f"and the state has room={state.room}; start the decode with this drafter"
+            f"a draft of N={nodes} nodes needs room={nodes + 1} in the caches, and the state has "
+            f"room={state.room}; start the decode with this drafter"
         )
 
 

@@ -110,11 +110,7 @@ def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
         raise ValueError(
             "this state has been consumed, since a state goes on once; take the newest result's"
         )
-    if drafter.nodes + 1 > state.room:
-        raise ValueError(
-            f"a draft of N={drafter.nodes} nodes needs room={drafter.nodes + 1} in the caches, and "
-            f"the state has room={state.room}; start the decode with this drafter"
-        )
+    speculative.check_room(drafter.nodes, state)
     batch, slots = state.tokens.shape
     made = jax.eval_shape(
         lambda params: drafter.init(params, batch, slots + state.room), drafter.params
