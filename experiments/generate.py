@@ -144,21 +144,25 @@ class _Decoder:
     prompt: list[int]
     options: dict[str, Any]
 
-    def stream(self):
-        """Tokens as they are accepted; the generator's value is the result."""
-        return specjax.stream(
-            self.target, self.drafter, [self.prompt], rule=self.rule, **self.options
-        )
-
-    def time(self) -> tuple[decoding.DecodeResult, float, float]:
-        """One whole decode: the result, prefill seconds and decoding seconds."""
+    def start(self) -> tuple[decoding.Request, decoding.DecodeState, float]:
+        """The prompt run through the models, and the seconds it took."""
         began = time.perf_counter()
         request, state = decoding.init(self.target, self.drafter, [self.prompt], **self.options)
         jax.block_until_ready(state)
-        middle = time.perf_counter()
+        return request, state, time.perf_counter() - began
+
+    def stream(self) -> tuple[decoding.Stream, float]:
+        """The answer as it is accepted, after a prefill of so many seconds."""
+        request, state, seconds = self.start()
+        return decoding.Stream(self.target, self.drafter, request, state, self.rule), seconds
+
+    def time(self) -> tuple[decoding.DecodeResult, float, float]:
+        """One whole decode: the result, prefill seconds and decoding seconds."""
+        request, state, prefill_seconds = self.start()
+        began = time.perf_counter()
         result = decoding.decode(self.target, self.drafter, request, state, self.rule)
         jax.block_until_ready(result.tokens)
-        return result, middle - began, time.perf_counter() - middle
+        return result, prefill_seconds, time.perf_counter() - began
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -177,27 +181,19 @@ def run(config: Config) -> dict[str, Any]:
     decoder = _Decoder(bundle.target, drafter, rule, prompt, options)
 
     with _Progress(f"compiling {config.method} (prompt of {len(prompt)} tokens)") as compiling:
-        next(decoder.stream())
+        next(decoder.stream()[0])
 
-    # A stream does not tell where its prefill ends, so that is timed by itself.
+    stream, prefill_seconds = decoder.stream()
+    text = bundle.tokenizer.stream()
     began = time.perf_counter()
-    jax.block_until_ready(decoding.init(bundle.target, drafter, [prompt], **options))
-    prefill_seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    stream, text = decoder.stream(), bundle.tokenizer.stream()
     first_token_seconds = None
-    while True:
-        try:
-            (tokens,) = next(stream)
-        except StopIteration as end:
-            result = end.value
-            break
+    for (tokens,) in stream:
         if first_token_seconds is None:
-            first_token_seconds = time.perf_counter() - began
+            first_token_seconds = prefill_seconds + time.perf_counter() - began
         print(text.push(tokens), end="", flush=True)
+    seconds = time.perf_counter() - began
     print(text.flush(), flush=True)
-    seconds = max(time.perf_counter() - began - prefill_seconds, 1e-9)
-    report = _report(config, bundle, rule, result, len(prompt))
+    report = _report(config, bundle, rule, stream.result, len(prompt))
     report |= {
         "prefill_seconds": prefill_seconds,
         "time_to_first_token": first_token_seconds,
@@ -255,7 +251,7 @@ def _compare(config: Config, decoder: _Decoder, target: types.LanguageModel) -> 
     """Both methods in alternation; whether the texts agree, and whether the rule is certified."""
     plain = dataclasses.replace(decoder, drafter=decoding.NOTHING, rule=verification.get("match"))
     with _Progress("compiling plain decoding"):
-        next(plain.stream())
+        next(plain.stream()[0])
     own, baseline = [], []
     with _Progress(f"comparing, {config.repeats} runs of each in alternation"):
         for _ in range(config.repeats):

@@ -84,6 +84,7 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
     Logit bias, repetition penalty, constraint, temperature, top-k, top-p and min-p, in Hugging
     Face's order and with its definitions, save that tokens tied with the last one kept by top-p are
     all kept. A row at temperature 0 gets the one-hot law of the argmax, ties to the lowest token.
+    Where the constraint allows no token at all (a dead end), the law is −inf everywhere.
 
     Args:
       sampling: fields are scalars or one value a row.
@@ -104,8 +105,12 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
         penalty = rows(sampling.repetition_penalty).astype(logits.dtype)
         penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
         logits = jnp.where(_seen(past, vocab_size), penalised, logits)
+    possible = jnp.ones((1, 1, 1), bool)
     if sampling.constraint is not None:
-        logits = jnp.where(sampling.constraint(past), logits, -jnp.inf)
+        allowed = sampling.constraint(past) & (logits > -jnp.inf)
+        possible = jnp.any(allowed, axis=-1, keepdims=True)
+        # A dead end keeps its logits until the end, so that the arithmetic never sees only −inf.
+        logits = jnp.where(allowed | ~possible, logits, -jnp.inf)
 
     temperature = rows(sampling.temperature).astype(logits.dtype)
     best = greedy(logits)
@@ -133,7 +138,8 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
         return jnp.where(tokens == best[:, :, None], 0.0, -jnp.inf).astype(logits.dtype)
 
     # An all-greedy batch needs no exponentials.
-    return jax.lax.cond(jnp.any(temperature > 0), sampled, one_hot)
+    log_probs = jax.lax.cond(jnp.any(temperature > 0), sampled, one_hot)
+    return log_probs if sampling.constraint is None else jnp.where(possible, log_probs, -jnp.inf)
 
 
 def greedy(log_probs: jax.Array) -> jax.Array:
@@ -171,7 +177,7 @@ def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> j
 def draw_target(
     keys: jax.Array, position: jax.Array, log_probs: jax.Array, wanted: jax.Array | None = None
 ) -> jax.Array:
-    """The target's own tokens, argmax(log p + Gumbel noise): int32[B, T].
+    """The target's own tokens, argmax(log p + Gumbel noise): int32[B, T]; −1 at a dead end.
 
     The same request key gives the same token at the same position and law, in any program. Noise is
     drawn for the columns in which some row wants a draw from a law that is not one-hot.
@@ -184,7 +190,8 @@ def draw_target(
     """
     batch, count, vocab_size = log_probs.shape
     position = jnp.broadcast_to(position, (batch, count))
-    is_random = jnp.max(log_probs, axis=-1) < 0
+    highest = jnp.max(log_probs, axis=-1)
+    is_random = (highest < 0) & (highest > -jnp.inf)
     if wanted is not None:
         is_random = is_random & wanted
     tokens = jnp.arange(vocab_size, dtype=jnp.int32)
@@ -202,11 +209,12 @@ def draw_target(
             lambda: greedy(law)[:, 0],
         )
 
-    return jax.lax.map(column, jnp.arange(count, dtype=jnp.int32)).T
+    drawn = jax.lax.map(column, jnp.arange(count, dtype=jnp.int32)).T
+    return jnp.where(highest > -jnp.inf, drawn, -1)
 
 
 def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
-    """One token a row by a two-level inverse CDF: int32[B].
+    """One token a row by a two-level inverse CDF: int32[B]; −1 where the law has no token.
 
     A block of the vocabulary is drawn by its mass, then a token within it, each with a uniform of
     its own. A token of probability 0 is never drawn. Far cheaper than a row of Gumbel noise.
@@ -217,9 +225,10 @@ def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
     """
     batch, vocab_size = log_probs.shape
     highest = jnp.max(log_probs, axis=-1, keepdims=True)
+    possible = highest > -jnp.inf
 
     def sampled():
-        mass = jnp.exp(log_probs - highest)
+        mass = jnp.exp(log_probs - jnp.where(possible, highest, 0.0))
         blocks = jnp.pad(mass, ((0, 0), (0, -vocab_size % _BLOCK))).reshape(batch, -1, _BLOCK)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,), log_probs.dtype))(keys)
         block = _inverse_cdf(jnp.sum(blocks, axis=-1), uniform[:, 0])
@@ -227,7 +236,8 @@ def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
         return block * _BLOCK + _inverse_cdf(within, uniform[:, 1])
 
     # No noise where every law is one-hot.
-    return jax.lax.cond(jnp.any(highest < 0), sampled, lambda: greedy(log_probs))
+    drawn = jax.lax.cond(jnp.any(possible & (highest < 0)), sampled, lambda: greedy(log_probs))
+    return jnp.where(possible[:, 0], drawn, -1)
 
 
 def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -30,7 +30,19 @@ __all__ = [
     "Verdict",
     "VerificationRule",
     "draft",
+    "whole",
 ]
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A static whole number, as a Python int.
+
+    Raises:
+      ValueError: it is not whole, or below `least`; the message names it.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} must be whole and at least {least}")
+    return int(value)
 
 
 def _static(default: Any = dataclasses.MISSING) -> Any:
@@ -60,7 +72,8 @@ class Sampling:
         1909.05858, section 4.1).
       logit_bias: float32[V] or [B, V], added to the logits; −inf forbids a token.
       constraint: a pytree whose `__call__(history) -> bool[B, T, V]` tells which tokens may follow
-        each node of a `History`; a grammar lives here. It must allow at least one token.
+        each node of a `History`; a grammar lives here. A text after which it allows none ends, with
+        the finish reason `dead_end`.
 
     Raises:
       ValueError: a value is out of range or NaN; the message holds it.
@@ -272,16 +285,16 @@ def draft(
 
 @struct.dataclass
 class Verdict:
-    """What verification decided; each row emits `count` + 1 tokens.
+    """What verification decided; each row emits `count` + 1 tokens, or `count` at a dead end.
 
     Attributes:
       path: int32[B, D], the accepted nodes from the root's child down; only the first `count`
         count.
       count: int32[B], accepted drafts.
       next_token: int32[B], the token after the last accepted node (the bonus token where the whole
-        path was accepted).
+        path was accepted); −1 where the law there has no token.
       draws: int32[B, N+1], the target's own token after every node that is present or a passenger,
-        under rules that draw them; otherwise None.
+        under rules that draw them, −1 where the law has none; otherwise None.
     """
 
     path: jax.Array
@@ -353,7 +366,8 @@ class Drafter:
         derive from them with `sampling.derive`, never consume them.
       update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context`
         holds the new text and `active` the rows that took part; a row emitted `verdict.count` + 1
-        tokens, and ended early (end of sequence, limit) where that is fewer than were accepted.
+        tokens, and ended early (end of sequence, limit) where that is fewer than were accepted. A
+        row at a dead end that emitted nothing is not active here.
       nodes: N, the number of nodes of every draft.
       taps: layers of the target whose features `prefill` and `update` read.
       name: as in reports.

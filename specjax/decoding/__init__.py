@@ -1,6 +1,13 @@
 """Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
 
-from specjax.decoding.generation import autoregressive, decode, generate, rule_for, stream
+from specjax.decoding.generation import (
+    Stream,
+    autoregressive,
+    decode,
+    generate,
+    rule_for,
+    stream,
+)
 from specjax.decoding.plain import NOTHING
 from specjax.decoding.speculative import run, step
 from specjax.decoding.start import init
@@ -23,6 +30,7 @@ __all__ = [
     "Request",
     "Statistics",
     "StepInfo",
+    "Stream",
     "autoregressive",
     "decode",
     "generate",

@@ -1,17 +1,19 @@
 """The entry points: `generate`, `autoregressive`, `stream`, and `decode` after an `init`."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from specjax import types, verification
 from specjax.decoding import plain, requests, speculative, start
 from specjax.decoding import state as states
 
-__all__ = ["autoregressive", "decode", "generate", "rule_for", "stream"]
+__all__ = ["Stream", "autoregressive", "decode", "generate", "rule_for", "stream"]
 
 
 def generate(
@@ -40,7 +42,8 @@ def generate(
       ValueError: a bad option, an empty prompt, a text that does not fit, or a rule that cannot
         take the draft.
     """
-    chosen = _chosen(target, drafter, rule, options)
+    # First of all, since a state to go on from is consumed by what follows.
+    chosen = rule_for(target, drafter, rule)
     return decode(target, drafter, *start.init(target, drafter, prompts, **options), chosen)
 
 
@@ -58,11 +61,12 @@ def decode(
       state: consumed (its buffers are donated).
       rule: as in `generate`.
     """
-    chosen = None if rule is None else verification.get(rule)
-    statistics = _no_statistics(target, drafter, request, state)
-    # Every step emits a token, so a decode takes at most as many steps as the text has room for.
+    form = _form(target, drafter, _named(rule))
+    statistics = states.no_statistics(state.length.shape[0], form.depth)
+    # Every step emits a token or ends a row, so a decode takes at most as many as the text has
+    # room for.
     most_steps = jnp.asarray(state.tokens.shape[1], jnp.int32)
-    state, statistics = _run(target, drafter, request, state, statistics, most_steps, chosen)
+    state, statistics = _run(target, drafter, request, state, statistics, most_steps, form.rule)
     return _result(state, statistics)
 
 
@@ -84,43 +88,65 @@ def stream(
     rule: str | types.VerificationRule | None = None,
     steps: int = 1,
     **options: Any,
-) -> Iterator[list[list[int]]]:
+) -> "Stream":
     """Decodes as `generate` does and yields tokens as they are accepted.
 
     Args:
       steps: target steps between two yields.
       The others: as `generate`.
 
-    Yields:
-      One list of new tokens a row, empty for a row that has finished. The generator's value is the
-      `DecodeResult`.
+    Raises:
+      ValueError: as `generate`, or `steps` below 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    chosen = _chosen(target, drafter, rule, options)
+    chosen, steps = rule_for(target, drafter, rule), types.whole("steps", steps, 1)
     request, state = start.init(target, drafter, prompts, **options)
-    statistics = _no_statistics(target, drafter, request, state)
-    return _stream(target, drafter, request, state, statistics, chosen, steps)
+    return Stream(target, drafter, request, state, chosen, steps)
 
 
-def _chosen(target, drafter, rule, options) -> types.VerificationRule | None:
-    """The rule asked for, if any; a rule that would fail must fail before a state is consumed."""
-    if rule is None:
-        return None
-    if options.get("state") is not None:
-        return rule_for(target, drafter, rule)
-    return verification.get(rule)
+class Stream(Iterator[list[list[int]]]):
+    """A decode under way: an iterator of one list of new tokens a row, empty for a finished row.
 
+    `result` may be asked for at any time, so a stream can be left early and its text gone on with.
 
-def _stream(target, drafter, request, state, statistics, rule, steps):
-    most_steps = jnp.asarray(steps, jnp.int32)
-    shown = np.asarray(state.length)
-    while np.any(np.asarray(state.finish) == states.FinishReason.RUNNING):
-        state, statistics = _run(target, drafter, request, state, statistics, most_steps, rule)
-        length, tokens = np.asarray(state.length), np.asarray(state.tokens)
-        yield [tokens[row, shown[row] : length[row]].tolist() for row in range(len(length))]
-        shown = length
-    return _result(state, statistics)
+    Args:
+      target, drafter, request: as given to and by `init`.
+      state: consumed.
+      rule: as in `generate`.
+      steps: target steps between two yields.
+    """
+
+    def __init__(
+        self,
+        target: types.LanguageModel,
+        drafter: types.Drafter,
+        request: states.Request,
+        state: states.DecodeState,
+        rule: str | types.VerificationRule | None = None,
+        steps: int = 1,
+    ):
+        form = _form(target, drafter, _named(rule))
+        self._models, self._request, self._rule = (target, drafter), request, form.rule
+        self._steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
+        self._state = state
+        self._statistics = states.no_statistics(state.length.shape[0], form.depth)
+        self._shown = np.asarray(state.length)
+
+    def __next__(self) -> list[list[int]]:
+        if not np.any(np.asarray(self._state.finish) == states.FinishReason.RUNNING):
+            raise StopIteration
+        self._state, self._statistics = _run(
+            *self._models, self._request, self._state, self._statistics, self._steps, self._rule
+        )
+        length, tokens = np.asarray(self._state.length), np.asarray(self._state.tokens)
+        rows = zip(tokens, self._shown, length, strict=True)
+        new = [row[begin:end].tolist() for row, begin, end in rows]
+        self._shown = length
+        return new
+
+    @property
+    def result(self) -> states.DecodeResult:
+        """The decode so far; its state goes on, after which this stream cannot."""
+        return _result(self._state, jax.tree.map(jnp.copy, self._statistics))
 
 
 def rule_for(
@@ -131,38 +157,42 @@ def rule_for(
     """The rule that `generate` would use with this drafter.
 
     Raises:
-      ValueError: the rule asked for cannot take the drafter's drafts.
+      ValueError: the rule asked for cannot take the drafter's drafts, or no rule has this name.
     """
-
-    def begin(target, drafter):
-        return start.init(target, drafter, [[0]], max_new_tokens=1)
-
-    request, state = jax.eval_shape(begin, target, drafter)
-    draft = _abstract_draft(target, drafter, request, state)
-    chosen = verification.default_rule(draft) if rule is None else verification.get(rule)
-    verification.check(chosen, draft)
-    return chosen
+    return _form(target, drafter, _named(rule)).rule
 
 
-def _abstract_draft(target, drafter, request, state) -> types.Draft:
-    def propose(target, drafter, request, state):
-        context = types.Context(
-            state.tokens,
-            state.length,
-            state.finish == states.FinishReason.RUNNING,
-            request.sampling,
-            target,
-            state.cache,
-        )
-        return drafter.propose(drafter.params, state.drafter, context, request.keys)[0]
-
-    return jax.eval_shape(propose, target, drafter, request, state)
+def _named(rule: str | types.VerificationRule | None) -> types.VerificationRule | None:
+    return None if rule is None else verification.get(rule)
 
 
-@jax.jit
-def _no_statistics(target, drafter, request, state) -> states.Statistics:
-    depth = _abstract_draft(target, drafter, request, state).tree.max_depth
-    return states.no_statistics(state.length.shape[0], depth)
+@struct.dataclass
+class _Form:
+    """What is static in a draft: the rule that takes it, and its depth D."""
+
+    rule: types.VerificationRule = struct.field(pytree_node=False)
+    depth: int = struct.field(pytree_node=False)
+
+
+# Compiled only so that the drafter is traced once: the program is empty.
+@functools.partial(jax.jit, static_argnames=("rule",))
+def _form(target, drafter, rule: types.VerificationRule | None) -> _Form:
+    one = jnp.ones((1,), jnp.int32)
+    keys = jnp.broadcast_to(jax.random.key(0), (1,))
+    slots = drafter.nodes + 2
+    context = types.Context(
+        tokens=jnp.zeros((1, slots), jnp.int32),
+        length=one,
+        active=one > 0,
+        sampling=types.Sampling(jnp.zeros((1,), jnp.float32)),
+        target=target,
+        cache=target.init_cache(1, 2 * slots),
+    )
+    memory = drafter.init(drafter.params, 1, 2 * slots)
+    draft, _ = drafter.propose(drafter.params, memory, context, keys)
+    rule = verification.default_rule(draft) if rule is None else rule
+    verification.check(rule, draft)
+    return _Form(rule, draft.tree.max_depth)
 
 
 _run = jax.jit(speculative.run, static_argnames=("rule",), donate_argnames=("state", "statistics"))

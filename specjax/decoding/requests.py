@@ -159,15 +159,23 @@ def build(
     sampling = types.Sampling() if sampling is None else sampling
     if not isinstance(sampling, types.Sampling) or sampling.temperature is None:
         raise ValueError(f"sampling={sampling!r} is no specjax.Sampling with a temperature")
+    for leaf in jax.tree.leaves(sampling.constraint):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)):
+            raise ValueError(
+                f"sampling constraint={leaf!r} is no pytree of arrays; make it a flax.struct "
+                "dataclass with a __call__(history)"
+            )
     eos_rows = _per_row(eos, batch, depth=1, name="eos")
     stop_rows = _per_row(stop, batch, depth=2, name="stop")
-    ends = np.full((batch, max(map(len, eos_rows), default=0)), -1, np.int32)
+    ends = np.full((batch, _columns(max(map(len, eos_rows)))), -1, np.int32)
     for row, ids in enumerate(eos_rows):
         ends[row, : len(ids)] = ids
     _check_ids("eos", eos, [token for ids in eos_rows for token in ids], vocab_size)
     _check_ids("stop", stop, [t for row in stop_rows for ids in row for t in ids], vocab_size)
-    most_stops = max(map(len, stop_rows), default=0)
-    longest = max((len(ids) for row in stop_rows for ids in row), default=1)
+    # A request without stop sequences looks for none.
+    most_stops = max(map(len, stop_rows))
+    most_stops = _columns(most_stops) if most_stops else 0
+    longest = _columns(max((len(ids) for row in stop_rows for ids in row), default=1))
     sequences = np.zeros((batch, most_stops, longest), np.int32)
     stop_length = np.zeros((batch, most_stops), np.int32)
     for row, lists in enumerate(stop_rows):
@@ -185,6 +193,11 @@ def build(
         stop=jnp.asarray(sequences),
         stop_length=jnp.asarray(stop_length),
     )
+
+
+def _columns(count: int) -> int:
+    """A power of two, at least 4, so that requests of like size share a program."""
+    return max(4, 1 << max(count - 1, 0).bit_length())
 
 
 def _check_ids(name: str, value: Any, ids: list, vocab_size: int) -> None:

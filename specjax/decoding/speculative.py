@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax import sampling, types, verification
 from specjax.decoding import finish as finishes
@@ -31,7 +32,7 @@ def prefill(
       drafter: sees every chunk with the target's output.
       state: with text written up to `length`.
       cached: int32[B], tokens already in the caches.
-      chunk: tokens a pass; at most `state.room`.
+      chunk: tokens a pass; a row's last chunk must end within the caches.
     """
     offset = jnp.arange(chunk, dtype=jnp.int32)[None]
 
@@ -64,6 +65,8 @@ def step(
     request: states.Request,
     state: states.DecodeState,
     rule: str | types.VerificationRule | None = None,
+    *,
+    laws: bool = False,
 ) -> tuple[states.DecodeState, states.StepInfo]:
     """One step: a draft, one pass of the target over [last token, nodes], and what it accepts.
 
@@ -73,6 +76,7 @@ def step(
       request: constants of the decode.
       state: the carry; rows that have finished stay as they are.
       rule: None picks one by the draft's kind (`verification.default_rule`).
+      laws: whether the `StepInfo` holds the law of every emitted token.
 
     Raises:
       ValueError: the rule cannot take the draft, the vocabularies differ, or the state's caches
@@ -85,7 +89,7 @@ def step(
     with jax.named_scope("propose"):
         draft, drafter_state = drafter.propose(drafter.params, state.drafter, context, request.keys)
         draft = draft.replace(present=draft.present & active[:, None])
-        _check(target, draft, state)
+        _check(target, drafter, draft, state)
         rule = verification.default_rule(draft) if rule is None else verification.get(rule)
 
     with jax.named_scope("verify"):
@@ -99,8 +103,16 @@ def step(
     with jax.named_scope("commit"):
         state, info, verdict = _commit(target, request, state, draft, verdict, entries)
         context = dataclasses.replace(
-            context, tokens=state.tokens, length=state.length, cache=state.cache
+            context,
+            tokens=state.tokens,
+            length=state.length,
+            active=info.emitted > 0,
+            cache=state.cache,
         )
+        if laws:
+            nodes = jnp.pad(verdict.path, ((0, 0), (1, 0)))
+            emitted_laws = jnp.take_along_axis(log_probs, nodes[:, :, None], axis=1)
+            info = dataclasses.replace(info, log_probs=emitted_laws)
         drafter_state = drafter.update(
             drafter.params, drafter_state, context, draft, verdict, output
         )
@@ -132,11 +144,20 @@ def run(
     return state, statistics
 
 
-def _check(target: types.LanguageModel, draft: types.Draft, state: states.DecodeState) -> None:
+def _check(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    draft: types.Draft,
+    state: states.DecodeState,
+) -> None:
     if draft.log_probs.shape[2] != target.vocab_size:
         raise ValueError(
             f"the draft's vocabulary has {draft.log_probs.shape[2]} tokens and the target's "
             f"{target.vocab_size}; both must share one tokenizer"
+        )
+    if draft.tree.size != drafter.nodes:
+        raise ValueError(
+            f"drafter {drafter.name!r} has nodes={drafter.nodes}, but drafted N={draft.tree.size}"
         )
     check_room(draft.tree.size, state)
 
@@ -198,25 +219,26 @@ def _commit(
     row = jnp.arange(offered.shape[0], dtype=jnp.int32)[:, None]
     place = jnp.where(active[:, None], state.length[:, None] + order, capacity)
     text = state.tokens.at[row, place].set(offered, mode="drop")
-    kept, reason = finishes.close(
-        request, text, state.stop_from, state.length, verdict.count + 1, depth + 1
-    )
+    is_dead_end = verdict.next_token < 0
+    offers = verdict.count + jnp.where(is_dead_end, 0, 1).astype(jnp.int32)
+    kept, reason = finishes.close(request, text, state.stop_from, state.length, offers, depth + 1)
+    running = reason == states.FinishReason.RUNNING
+    reason = jnp.where(running & is_dead_end, np.int32(states.FinishReason.DEAD_END), reason)
     kept = jnp.where(active, kept, 0)
     # Now that the end is known, nothing is written past it.
     place = jnp.where(order < kept[:, None], place, capacity)
     text = state.tokens.at[row, place].set(offered, mode="drop")
 
+    nodes = jnp.pad(verdict.path, ((0, 0), (1, 0)))
     cache = target.append(state.cache, entries)
-    nodes = None if draft.tree.is_chain else jnp.pad(verdict.path, ((0, 0), (1, 0)))
-    cache = target.commit(cache, nodes, kept)
+    cache = target.commit(cache, None if draft.tree.is_chain else nodes, kept)
 
-    stop = jnp.take_along_axis(
-        jnp.pad(verdict.path, ((0, 0), (1, 0))), verdict.count[:, None], axis=1
-    )[:, 0]
-    refused = jnp.any(verification.children(draft, stop), axis=-1) & (kept > verdict.count)
+    stop = jnp.take_along_axis(nodes, verdict.count[:, None], axis=1)[:, 0]
+    refused = jnp.any(verification.children(draft, stop), axis=-1) & (kept == offers)
     accepted_count = jnp.minimum(verdict.count, kept)
     info = states.StepInfo(
         tokens=offered,
+        log_probs=None,
         emitted=kept,
         accepted=accepted_count,
         tested=order[:, :depth] < (accepted_count + refused.astype(jnp.int32))[:, None],

@@ -18,6 +18,8 @@ __all__ = ["init"]
 _CAPACITY_STEP = 128
 _LARGEST_CHUNK = 128
 _SMALLEST_CHUNK = 16
+# Slots past the text, whatever the prompt, so that its length never changes the loop's program.
+_ROOM = 32
 
 
 def init(
@@ -53,7 +55,7 @@ def init(
         and are kept in the text as an end-of-sequence token is.
       capacity: text slots a row, S; by default the longest prompt plus its new tokens, rounded up.
         Give more to go on later. Each value is a program of its own.
-      chunk: tokens a prefill pass; by default by the longest prompt.
+      chunk: tokens a prefill pass; by default by the longest prompt. The caches get room for it.
       state: a `DecodeResult.state` to go on from, with the same drafter; it is consumed, and
         `prompts` are appended to its rows.
 
@@ -88,20 +90,23 @@ def init(
         least=1 if state is None else 0,
     )
     slots = _capacity(target.context_length, after, request.limit, widest, max_new_tokens, capacity)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1")
-    width = _chunk(widest) if chunk is None else chunk
+    if chunk is None:
+        room = max(drafter.nodes + 1, _ROOM)
+        width = _chunk(widest, slots + room)
+    else:
+        width = types.whole("chunk", chunk, 1)
+        room = max(drafter.nodes + 1, width)
     # Outside a trace numpy pads: jax would compile a program for every length.
     numeric = jnp if requests.is_traced(tokens, counts) else np
     text = numeric.asarray(tokens, np.int32)[:, :slots]
     text = numeric.pad(text, ((0, 0), (0, slots - text.shape[1])))
     counts = numeric.asarray(counts, np.int32)
     if state is not None:
-        # The caches were made with room for this many tokens past the text.
+        # Rows go on from anywhere, so the last chunk may reach this far past the text.
         return request, _go_on(
             target, drafter, state, text, counts, request.limit, min(width, state.room)
         )
-    return request, _start(target, drafter, text, counts, max(drafter.nodes + 1, width), width)
+    return request, _start(target, drafter, text, counts, room, width)
 
 
 def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
@@ -126,10 +131,16 @@ def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
         )
 
 
-def _chunk(widest: int) -> int:
-    """A power of two, so that prompts of like length share a prefill program."""
+def _chunk(widest: int, slots: int) -> int:
+    """A power of two, so that prompts of like length share a prefill program.
+
+    Prompts begin at slot 0, so chunks lie at its multiples; the last must end within `slots`.
+    """
     rounded = 1 << max(widest - 1, 0).bit_length()
-    return min(max(rounded, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    chunk = min(max(rounded, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    while chunk > _SMALLEST_CHUNK and -(-widest // chunk) * chunk > slots:
+        chunk //= 2
+    return chunk
 
 
 def _capacity(
@@ -164,6 +175,7 @@ def _capacity(
     if capacity is None:
         rounded = -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP
         return rounded if context is None else min(rounded, context)
+    capacity = types.whole("capacity", capacity, 1)
     if needed > capacity:
         raise ValueError(
             f"capacity={capacity} is too small for prompt plus new tokens; start the decode with "
@@ -202,10 +214,20 @@ def _go_on(target, drafter, state, text, counts, limit, chunk: int) -> states.De
         length=state.length + counts,
         start=state.length + counts,
         stop_from=jnp.where(counts > 0, state.length + counts, state.stop_from),
-        finish=jnp.where(
-            limit > state.length + counts,
-            np.int32(states.FinishReason.RUNNING),
-            np.int32(states.FinishReason.LENGTH),
-        ),
+        finish=_finish_on_going_on(state, counts, limit),
     )
     return speculative.prefill(target, drafter, state, cached, chunk)
+
+
+def _finish_on_going_on(state, counts, limit) -> jax.Array:
+    """Rows run on to their limits, save that nothing follows a dead end but new tokens."""
+    dead_end, running, full = (
+        np.int32(reason)
+        for reason in (
+            states.FinishReason.DEAD_END,
+            states.FinishReason.RUNNING,
+            states.FinishReason.LENGTH,
+        )
+    )
+    goes_on = jnp.where(limit > state.length + counts, running, full)
+    return jnp.where((state.finish == dead_end) & (counts == 0), dead_end, goes_on)

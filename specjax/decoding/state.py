@@ -27,13 +27,18 @@ __all__ = [
 
 
 class FinishReason(enum.IntEnum):
-    """Why a row stopped; an end-of-sequence token or a stop sequence beats a limit at one token."""
+    """Why a row stopped.
+
+    An end-of-sequence token or a stop sequence beats a limit at the same token. `DEAD_END`: the
+    constraint allows no token after the text; such a row goes on only with new tokens appended.
+    """
 
     RUNNING = 0
     EOS = 1
     STOP = 2
     LENGTH = 3
     CACHE_FULL = 4
+    DEAD_END = 5
 
 
 @struct.dataclass
@@ -70,7 +75,8 @@ class DecodeState:
       finish: int32[B], a `FinishReason`.
       cache: the target's.
       drafter: the drafter's state.
-      room: slots that the caches have beyond S: the widest draft plus its root, or a prefill chunk.
+      room: slots that the caches have beyond S, for a draft and its root, or for the last chunk of
+        a prefill.
     """
 
     tokens: jax.Array
@@ -89,6 +95,8 @@ class StepInfo:
 
     Attributes:
       tokens: int32[B, D+1], the tokens emitted; only the first `emitted` count.
+      log_probs: [B, D+1, V], the target's warped law of each of them: what a speculative decoder
+        proposes from when it drafts for a larger target; None unless `step` was asked for it.
       emitted: int32[B], 0 for a row that had finished.
       accepted: int32[B], drafted tokens among them.
       tested: bool[B, D], whether a draft at this depth was accepted or was the first rejected.
@@ -97,6 +105,7 @@ class StepInfo:
     """
 
     tokens: jax.Array
+    log_probs: jax.Array | None
     emitted: jax.Array
     accepted: jax.Array
     tested: jax.Array
@@ -192,5 +201,8 @@ class DecodeResult:
 
     @property
     def finish_reasons(self) -> list[str]:
-        """`eos`, `stop`, `length` or `cache_full` for each row, on the host."""
+        """`eos`, `stop`, `length`, `cache_full` or `dead_end` for each row, on the host.
+
+        A result taken in the middle of a stream may also say `running`.
+        """
         return [FinishReason(int(code)).name.lower() for code in np.asarray(self.finish)]

@@ -55,8 +55,7 @@ def model(
     Raises:
       ValueError: `length` below 1, or `stop_below` outside [0, 1].
     """
-    if length < 1:
-        raise ValueError(f"draft length={length} must be at least 1")
+    length = types.whole("draft length", length, 1)
     if not 0 <= stop_below <= 1:
         raise ValueError(f"stop_below={stop_below} must be a probability between 0 and 1")
     return types.Drafter(
@@ -164,11 +163,13 @@ class _Propose:
             law = sampling.warp(context.sampling, logits[:, None], past)[:, 0]
             confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
             going = going & (confidence >= params.stop_below)
+            # At a dead end of a constraint, which the text alone decides, there is none to draft.
+            going = going & (jnp.max(law, axis=-1) > -jnp.inf)
             if self.greedy:
                 token = sampling.greedy(law)
             else:
                 depth_keys = jax.vmap(lambda key: jax.random.fold_in(key, depth))(step_keys)
-                token = sampling.categorical(depth_keys, law)
+                token = jnp.maximum(sampling.categorical(depth_keys, law), 0)
                 log_probs = jax.lax.dynamic_update_slice_in_dim(
                     log_probs, law[:, None].astype(log_probs.dtype), depth, axis=1
                 )

@@ -31,12 +31,9 @@ def prompt_lookup(length: int = 8, *, shortest: int = 2, longest: int = 16) -> t
     Raises:
       ValueError: `length` below 1, or not 1 ≤ shortest ≤ longest.
     """
-    if length < 1:
-        raise ValueError(f"draft length={length} must be at least 1")
-    if not 1 <= shortest <= longest:
-        raise ValueError(
-            f"need 1 <= shortest <= longest, got shortest={shortest}, longest={longest}"
-        )
+    length = types.whole("draft length", length, 1)
+    shortest = types.whole("shortest", shortest, 1)
+    longest = types.whole("longest", longest, shortest)
     return types.Drafter(
         params=jnp.asarray(shortest, jnp.int32),
         init=_init,

@@ -121,6 +121,11 @@ class Transformer(nnx.Module):
     def __call__(self, hidden, first_layer, cache, tree, taps):
         """hidden[B,T,H] at the input of `first_layer` -> (logits, features, new entries)."""
         config = self.config
+        strange = [tap for tap in taps if not first_layer <= tap <= config.num_layers]
+        if strange:
+            raise ValueError(
+                f"taps={taps}: {strange[0]} is none of the layers {first_layer}…{config.num_layers}"
+            )
         count = hidden.shape[1]
         rotation = rotary.tables(config, caches.new_positions(cache, tree, count))
         masks = caches.visible(cache, tree, count)
@@ -219,8 +224,6 @@ class _Resume:
             raise ValueError(
                 f"resume at layer={layer}: the model has {self.config.num_layers} layers"
             )
-        if any(tap < layer for tap in taps):
-            raise ValueError(f"taps={taps} lie before the layer resumed at, {layer}")
         # The last T uncommitted entries are the same tokens, so far run through the earlier layers
         # only.
         count = hidden.shape[1]

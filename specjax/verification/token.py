@@ -64,6 +64,13 @@ def check_sampled_chain(draft: types.Draft) -> None:
             "this rule needs drafts drawn from a law, and this drafter's are deterministic; use "
             "rule='match'"
         )
+    if draft.siblings == "coupled":
+        # The same noise drafts a position again after a rejection, which a rule that reads the
+        # later drafts, as `block` does, would remember.
+        raise ValueError(
+            "this rule needs fresh draws every step, and this draft's are coupled to the target's; "
+            "use rule='match'"
+        )
     if not draft.tree.is_chain:
         raise ValueError(
             f"this rule verifies chains, and this draft is a tree of {draft.tree.size} nodes; use "

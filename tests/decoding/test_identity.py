@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import struct
 
@@ -211,15 +212,50 @@ def test_streaming_yields_the_text_of_generate():
     for steps in (1, 3):
         stream = specjax.stream(target, drafter, PROMPTS, steps=steps, **options(0.7))
         texts = [[], [], [], []]
-        while True:
-            try:
-                for text, new in zip(texts, next(stream), strict=True):
-                    text.extend(new)
-            except StopIteration as end:
-                result = end.value
-                break
-        assert texts == expected.new_tokens == result.new_tokens
-        assert result.statistics.tau == expected.statistics.tau
+        for step in stream:
+            for text, new in zip(texts, step, strict=True):
+                text.extend(new)
+        assert texts == expected.new_tokens == stream.result.new_tokens
+        assert stream.result.statistics.tau == expected.statistics.tau
+
+
+def test_a_stream_left_early_goes_on():
+    target, drafter = make("tabular"), drafters.prompt_lookup(3, shortest=1)
+    limits = {"max_new_tokens": 12, "eos": ()}
+    expected = specjax.generate(target, drafter, PROMPTS, **options(0.7, **limits))
+    stream = specjax.stream(target, drafter, PROMPTS, **options(0.7, **limits))
+    next(stream)
+    texts = [a + b for a, b in zip(next(stream), next(stream), strict=True)]
+    left = stream.result
+    assert left.finish_reasons == ["running"] * 4
+    assert [answer[-len(text) :] for answer, text in zip(left.new_tokens, texts, strict=True)] == (
+        texts
+    )
+    begun, counted = left.new_tokens, left.statistics
+    limits["max_new_tokens"] = [12 - len(text) for text in begun]
+    rest = specjax.generate(target, drafter, [[]] * 4, state=left.state, **options(0.7, **limits))
+    joined = [a + b for a, b in zip(begun, rest.new_tokens, strict=True)]
+    assert joined == expected.new_tokens
+    assert int(jnp.sum(counted.emitted)) == sum(map(len, begun))
+
+
+@pytest.mark.parametrize("name", ["own model", "static tree", "dynamic tree"])
+def test_a_step_tells_the_laws_of_its_tokens(name):
+    """They are the target's own laws after the text so far, which a larger target would verify."""
+    target, drafter = make("transformer"), make_drafters("transformer")[name]
+    request, state = decoding.init(target, drafter, PROMPTS, **options(0.7, eos=()))
+    for _ in range(3):
+        before = np.asarray(state.length)
+        state, info = decoding.step(target, drafter, request, state, "match", laws=True)
+        assert info.log_probs is not None
+        for row in range(len(PROMPTS)):
+            text = state.tokens[row, : state.length[row]]
+            cache = target.init_cache(1, len(text))
+            output, _ = target.apply(target.params, text[None], cache, None, ())
+            law = jax.nn.log_softmax(output.logits[0] / 0.7)[before[row] - 1 : -1]
+            told = info.log_probs[row, : info.emitted[row]]
+            np.testing.assert_allclose(told, law, atol=2e-4)
+    assert decoding.step(target, drafter, request, state, "match")[1].log_probs is None
 
 
 @pytest.mark.parametrize("kind", TARGETS)

@@ -56,6 +56,25 @@ def test_values_do_not_recompile(rule):
     assert programs() == before
 
 
+def test_the_loop_is_one_program_whatever_is_asked_of_it():
+    """Prompts of any length, an equal rule by name, other ends: only prefill widths may differ."""
+    drafter = drafters.prompt_lookup(2)
+
+    def decode(prompt, **options):
+        specjax.generate(target(), drafter, [prompt], max_new_tokens=5, capacity=200, **options)
+
+    decode([1] * 3)
+    before = programs()[0]
+    for length in (15, 40, 100, 180):
+        decode([1] * length)
+    decode([1] * 3, rule="match")
+    decode([1] * 3, eos=(1, 2))
+    assert programs()[0] == before
+    decode([1] * 3, stop=[[1, 2]])
+    decode([1] * 3, stop=[[1, 2, 4], [3]])
+    assert programs()[0] == before + 1
+
+
 def test_streaming_and_generating_share_their_programs():
     drafter = drafters.prompt_lookup(2)
     options = {"max_new_tokens": 9, "eos": ()}

@@ -1,5 +1,7 @@
 """Bad input: each a ValueError that names the value."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,13 @@ def transformer():
         ([[1]], {"max_new_tokens": [1, 2]}, "one value or 1"),
         ([[1]], {"capacity": 8, "max_new_tokens": 8}, "capacity=8 is too small"),
         ([[1]], {"chunk": 0}, "chunk=0"),
+        ([[1]], {"chunk": 2.5}, "chunk=2.5 must be whole"),
+        ([[1]], {"capacity": 40.5, "max_new_tokens": 8}, "capacity=40.5 must be whole"),
+        (
+            [[1]],
+            {"sampling": types.Sampling(constraint=lambda history: history)},
+            "constraint=<function .* is no pytree of arrays",
+        ),
         ([[1]], {"eos": (7,)}, "holds 7"),
         ([[1]], {"stop": [[1], []]}, "stop sequence is empty"),
         ([[1]], {"stop": [[9]]}, "stop=.* holds 9"),
@@ -146,7 +155,13 @@ def test_a_drafter_wider_than_the_state_has_room_for():
         decoding.step(TARGET, wide, request, state)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
+def test_a_drafter_that_drafts_other_than_it_says():
+    lying = dataclasses.replace(drafters.prompt_lookup(4), nodes=3)
+    with pytest.raises(ValueError, match="nodes=3, but drafted N=4"):
+        specjax.generate(TARGET, lying, [[1]])
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5])
 def test_streams_of_no_steps(steps):
     with pytest.raises(ValueError, match=f"steps={steps}"):
         specjax.stream(TARGET, decoding.NOTHING, [[1]], steps=steps)

@@ -134,7 +134,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch():
 def test_bad_settings_print_their_values():
     with pytest.raises(ValueError, match="length=0"):
         drafters.prompt_lookup(0)
-    with pytest.raises(ValueError, match="shortest=0, longest=16"):
+    with pytest.raises(ValueError, match="shortest=0 must be whole and at least 1"):
         drafters.prompt_lookup(4, shortest=0)
-    with pytest.raises(ValueError, match="shortest=5, longest=4"):
+    with pytest.raises(ValueError, match="longest=4 must be whole and at least 5"):
         drafters.prompt_lookup(4, shortest=5, longest=4)
