@@ -1,6 +1,8 @@
 """Strict modes for every test: no silent broadcasting, no silent promotion, no key used twice."""
 
 import gc
+import os
+import pathlib
 
 import chex
 import hypothesis
@@ -8,6 +10,17 @@ import jax
 import pytest
 
 from specjax import checkpoints
+
+# Compiled programs are kept beside pytest's own cache, where processes share them; the environment
+# tells the binaries and the notebook that tests start.
+_PROGRAMS = {
+    "jax_compilation_cache_dir": str(pathlib.Path(__file__).parents[1] / ".pytest_cache/programs"),
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for _name, _value in _PROGRAMS.items():
+    jax.config.update(_name, _value)
+    os.environ[_name.upper()] = str(_value)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -239,23 +239,30 @@ def test_a_stream_left_early_goes_on():
     assert int(jnp.sum(counted.emitted)) == sum(map(len, begun))
 
 
+@jax.jit
+def whole_text_laws(target, text):
+    """The laws at temperature 0.7 after every token of text[1, S], from one pass."""
+    cache = target.init_cache(1, text.shape[1])
+    output, _ = target.apply(target.params, text, cache, None, ())
+    return jax.nn.log_softmax(output.logits[0] / 0.7)
+
+
 @pytest.mark.parametrize("name", ["own model", "static tree", "dynamic tree"])
 def test_a_step_tells_the_laws_of_its_tokens(name):
     """They are the target's own laws after the text so far, which a larger target would verify."""
     target, drafter = make("transformer"), make_drafters("transformer")[name]
     request, state = decoding.init(target, drafter, PROMPTS, **options(0.7, eos=()))
+    step = jax.jit(decoding.step, static_argnames=("rule", "laws"))
     for _ in range(3):
         before = np.asarray(state.length)
-        state, info = decoding.step(target, drafter, request, state, "match", laws=True)
+        state, info = step(target, drafter, request, state, rule="match", laws=True)
         assert info.log_probs is not None
         for row in range(len(PROMPTS)):
-            text = state.tokens[row, : state.length[row]]
-            cache = target.init_cache(1, len(text))
-            output, _ = target.apply(target.params, text[None], cache, None, ())
-            law = jax.nn.log_softmax(output.logits[0] / 0.7)[before[row] - 1 : -1]
+            law = whole_text_laws(target, state.tokens[row][None])
             told = info.log_probs[row, : info.emitted[row]]
-            np.testing.assert_allclose(told, law, atol=2e-4)
-    assert decoding.step(target, drafter, request, state, "match")[1].log_probs is None
+            last = np.asarray(state.length)[row] - 1
+            np.testing.assert_allclose(told, law[before[row] - 1 : last], atol=2e-4)
+    assert step(target, drafter, request, state, rule="match")[1].log_probs is None
 
 
 @pytest.mark.parametrize("kind", TARGETS)
