@@ -172,3 +172,17 @@ def test_prefill_in_any_chunks(chunk):
     whole = specjax.generate(target(), drafter, prompts, rule="block", **options)
     assert result.new_tokens == whole.new_tokens
     assert result.statistics.tau == whole.statistics.tau
+
+
+@pytest.mark.parametrize("capacity", [130, 140, 165, 190])
+def test_the_last_chunk_of_a_prefill_stays_within_the_caches(capacity):
+    """A chunk written past the end would clamp, silently, onto entries before it."""
+    prompt = np.random.default_rng(capacity).integers(0, VOCAB, capacity - 4).tolist()
+    drafter = drafters.model(target(2), 3)
+    options = {"max_new_tokens": 4, "eos": (), "sampling": types.Sampling(0.7), "rule": "block"}
+    tight = specjax.generate(target(), drafter, [prompt, [1]], capacity=capacity, **options)
+    roomy = specjax.generate(target(), drafter, [prompt, [1]], capacity=512, **options)
+    assert tight.new_tokens == roomy.new_tokens
+    for ours, theirs in zip(tight.state.cache.keys, roomy.state.cache.keys, strict=True):
+        held = int(tight.state.cache.length[0])
+        np.testing.assert_allclose(ours[0, :, :held], theirs[0, :, :held], atol=1e-3)

@@ -279,6 +279,13 @@ def test_a_draft_that_a_rule_cannot_take_is_refused_with_a_remedy(rule):
         kernel.verify(match.rule, request_keys(0, 1), length, draft, target)
 
 
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_drafts_coupled_to_the_target_are_refused(rule):
+    draft = dataclasses.replace(chain_draft(jax.random.key(0))[0], siblings="coupled")
+    with pytest.raises(ValueError, match=f"rule '{rule}': .* coupled .* rule='match'"):
+        verification.check(verification.get(rule), draft)
+
+
 def test_rules_by_name():
     chain = types.draft(
         jnp.zeros((1, 2), jnp.int32), trees.chain(2), log_probs=jnp.zeros((1, 3, 4))
