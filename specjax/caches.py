@@ -52,16 +52,20 @@ def init(
     )
 
 
-def append(cache: KVCache, entries: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> KVCache:
-    """Writes T more uncommitted entries.
+def append(cache: KVCache, entries: tuple[tuple[Any, ...], tuple[Any, ...]]) -> KVCache:
+    """Writes T more uncommitted entries, or completes the last T of them.
 
     Args:
       cache: with room for them: a write past the capacity would silently clamp onto committed
         entries.
-      entries: new keys and values, each a tuple of L arrays [B, T, KV heads, head size]; entries of
-        the first layers may be left out as None, which keeps what the slots hold.
+      entries: new keys and values, each a tuple of L arrays [B, T, KV heads, head size]. Where the
+        first layers' are None, as a pass that resumed at a later layer leaves them, those layers
+        hold these tokens already, as the last T uncommitted entries, and the others are written
+        beside them.
     """
-    start = cache.length + cache.uncommitted
+    count = next(entry.shape[1] for entry in entries[0] if entry is not None)
+    completes = entries[0][0] is None
+    start = cache.length + cache.uncommitted - (count if completes else 0)
 
     def write_all(buffers, new):
         return tuple(
@@ -69,12 +73,11 @@ def append(cache: KVCache, entries: tuple[tuple[jax.Array, ...], tuple[jax.Array
             for buffer, entry in zip(buffers, new, strict=True)
         )
 
-    count = next(entry.shape[1] for entry in entries[0] if entry is not None)
     return dataclasses.replace(
         cache,
         keys=write_all(cache.keys, entries[0]),
         values=write_all(cache.values, entries[1]),
-        uncommitted=cache.uncommitted + count,
+        uncommitted=cache.uncommitted + (0 if completes else count),
     )
 
 

@@ -7,6 +7,7 @@ prompt and its key alone, whatever its batch or drafter.
 """
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,9 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
       logits: [B, T, V], float; computed in float32 or wider.
       past: what stands before each of the T laws; read only by the repetition penalty and by a
         constraint.
+
+    Raises:
+      ValueError: a constraint gives something other than bool[B, T, V].
     """
     batch, _, vocab_size = logits.shape
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -107,7 +111,7 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
         logits = jnp.where(_seen(past, vocab_size), penalised, logits)
     possible = jnp.ones((1, 1, 1), bool)
     if sampling.constraint is not None:
-        allowed = sampling.constraint(past) & (logits > -jnp.inf)
+        allowed = _allowed(sampling.constraint, past, logits.shape) & (logits > -jnp.inf)
         possible = jnp.any(allowed, axis=-1, keepdims=True)
         # A dead end keeps its logits until the end, so that the arithmetic never sees only −inf.
         logits = jnp.where(allowed | ~possible, logits, -jnp.inf)
@@ -210,7 +214,8 @@ def draw_target(
         )
 
     drawn = jax.lax.map(column, jnp.arange(count, dtype=jnp.int32)).T
-    return jnp.where(highest > -jnp.inf, drawn, -1)
+    # Only a law of nothing but −inf is a dead end; a NaN is a fault, and must not look like one.
+    return jnp.where(highest == -jnp.inf, -1, drawn)
 
 
 def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
@@ -225,7 +230,7 @@ def categorical(keys: jax.Array, log_probs: jax.Array) -> jax.Array:
     """
     batch, vocab_size = log_probs.shape
     highest = jnp.max(log_probs, axis=-1, keepdims=True)
-    possible = highest > -jnp.inf
+    possible = highest != -jnp.inf
 
     def sampled():
         mass = jnp.exp(log_probs - jnp.where(possible, highest, 0.0))
@@ -253,6 +258,17 @@ def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     # then meant.
     last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
     return jnp.where(jnp.any(beyond, axis=-1), jnp.argmax(beyond, axis=-1), last).astype(jnp.int32)
+
+
+def _allowed(constraint: Any, past: types.History, shape: tuple[int, ...]) -> jax.Array:
+    """What a constraint allows: bool[B, T, V]; ValueError when it says something else."""
+    allowed = jnp.asarray(constraint(past))
+    if allowed.shape != shape or allowed.dtype != jnp.bool_:
+        raise ValueError(
+            f"sampling constraint gave {allowed.dtype}{list(allowed.shape)}; for this history it "
+            f"must give bool[B, T, V] = bool{list(shape)}"
+        )
+    return allowed
 
 
 def _seen(past: types.History, vocab_size: int) -> jax.Array:

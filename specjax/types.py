@@ -61,13 +61,14 @@ class Sampling:
     `top_k` int32) and checked here.
 
     Attributes:
-      temperature: float32[] or [B]; 0 is greedy, the argmax with ties to the lowest token.
+      temperature: float32[] or [B], 0 or 1e-6…1e6; 0 is greedy, the argmax with ties to the lowest
+        token.
       top_k: int32[] or [B]; keeps the k largest logits and their ties; 0 keeps all.
-      top_p: float32[] or [B] in (0, 1]; keeps the smallest set of most probable tokens whose mass
-        reaches it.
+      top_p: float32[] or [B] in [1e-6, 1]; keeps the smallest set of most probable tokens whose
+        mass reaches it.
       min_p: float32[] or [B] in [0, 1]; keeps tokens at least this probable relative to the most
         probable one.
-      repetition_penalty: float32[] or [B], above 0; logits of tokens already in the text are
+      repetition_penalty: float32[] or [B] in [1e-6, 1e6]; logits of tokens already in the text are
         divided by it when positive and multiplied by it when negative (Keskar et al. 2019, arXiv
         1909.05858, section 4.1).
       logit_bias: float32[V] or [B, V], added to the logits; −inf forbids a token.
@@ -90,25 +91,37 @@ class Sampling:
     def __post_init__(self):
         for name, (dtype, lawful, wish) in _SAMPLING_FIELDS.items():
             value = getattr(self, name)
-            # Tracers, device arrays and the placeholders of tree transformations pass untouched.
-            if not isinstance(value, (bool, int, float, str, list, tuple, np.ndarray, np.generic)):
+            # Tracers, device arrays and the placeholders of tree transformations (a flag, a name)
+            # pass untouched; `generate` looks at what it is given once more.
+            numbers = (int, float, list, tuple, np.ndarray, np.generic)
+            if isinstance(value, bool) or not isinstance(value, numbers):
                 continue
             given = np.asarray(value)
-            with np.errstate(invalid="ignore"):
-                if given.dtype.kind not in "iuf" or not np.all(lawful(given)):
-                    raise ValueError(f"sampling {name}={value} must be {wish}")
+            if given.dtype.kind not in "iuf":
+                raise ValueError(f"sampling {name}={given.tolist()!r} must be {wish}")
             if dtype == np.int32 and not np.all(given == np.floor(given)):
-                raise ValueError(f"sampling {name}={value} must be whole")
+                raise ValueError(f"sampling {name}={given.tolist()!r} must be whole")
+            if not np.all(lawful(given)):
+                raise ValueError(f"sampling {name}={given.tolist()!r} must be {wish}")
             object.__setattr__(self, name, np.asarray(given, dtype))
 
 
+def _between(least: float, most: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: (x >= least) & (x <= most)
+
+
+# Bounds that leave float32 arithmetic room: what would round to 0 or to infinity is refused.
 _SAMPLING_FIELDS = {
-    "temperature": (np.float32, lambda x: (x >= 0) & np.isfinite(x), "finite and at least 0"),
-    "top_k": (np.int32, lambda x: (x >= 0) & (x < 2**31), "0 (all tokens) or more, below 2**31"),
-    "top_p": (np.float32, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1"),
-    "min_p": (np.float32, lambda x: (x >= 0) & (x <= 1), "between 0 and 1"),
-    "repetition_penalty": (np.float32, lambda x: (x > 0) & np.isfinite(x), "finite and above 0"),
-    "logit_bias": (np.float32, lambda x: ~np.isnan(x) & (x < np.inf), "below infinity and not NaN"),
+    "temperature": (
+        np.float32,
+        lambda x: (x == 0) | _between(1e-6, 1e6)(x),
+        "0 (greedy) or between 1e-6 and 1e6",
+    ),
+    "top_k": (np.int32, _between(0, 2**31 - 1), "0 (all tokens) or more, below 2**31"),
+    "top_p": (np.float32, _between(1e-6, 1), "at least 1e-6 and at most 1"),
+    "min_p": (np.float32, _between(0, 1), "between 0 and 1"),
+    "repetition_penalty": (np.float32, _between(1e-6, 1e6), "between 1e-6 and 1e6"),
+    "logit_bias": (np.float32, lambda x: ~np.isnan(x) & (x < 3e38), "below 3e38 and not NaN"),
 }
 
 
@@ -166,8 +179,9 @@ class LanguageModel:
       truncate: optional `(cache, length[B]) -> cache` forgets committed entries beyond `length`,
         and uncommitted ones.
       resume: optional `(params, hidden[B,T,H], layer, cache, tree, taps) -> (ModelOutput, entries)`
-        starts at a later layer from given hidden states (early exit); `entries` of the earlier
-        layers are those the cache already holds as its last T uncommitted entries.
+        starts at a later layer from given hidden states (early exit), for tokens whose entries of
+        the earlier layers the cache already holds as its last T uncommitted ones; `append` then
+        completes those.
       vocab_size: V.
       context_length: longest text in tokens, or None where there is no limit.
       num_layers: L.

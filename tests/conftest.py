@@ -13,8 +13,9 @@ from specjax import checkpoints
 
 # Compiled programs are kept beside pytest's own cache, where processes share them; the environment
 # tells the binaries and the notebook that tests start.
+_BESIDE_PYTEST = pathlib.Path(__file__).parents[1] / ".pytest_cache/programs"
 _PROGRAMS = {
-    "jax_compilation_cache_dir": str(pathlib.Path(__file__).parents[1] / ".pytest_cache/programs"),
+    "jax_compilation_cache_dir": os.environ.get("SPECJAX_TEST_PROGRAMS", str(_BESIDE_PYTEST)),
     "jax_persistent_cache_min_compile_time_secs": 0.05,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
@@ -25,6 +26,8 @@ for _name, _value in _PROGRAMS.items():
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
+# Where passes of unlike widths may round unlike, they do so as little as the machine can.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 hypothesis.settings.register_profile(
     "specjax", deadline=None, derandomize=True, max_examples=25, database=None

@@ -8,12 +8,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 from absl.testing import flagsaver
 
 import specjax
 from experiments import generate, methods
-from specjax import analysis, checkpoints
+from specjax import analysis, checkpoints, verification
 
 ROOT = pathlib.Path(__file__).parents[1]
 COPY = "Repeat exactly: red green blue red green blue red green"
@@ -242,6 +243,39 @@ def test_texts_that_part_are_reported(call, monkeypatch):
     parted = dataclasses.replace(parted, logit_gap=float("nan"))
     report = last_line(call(*flags, "--json")[1])
     assert report["first_divergence"]["logit_gap"] is None
+
+
+def test_a_text_that_varies_from_run_to_run_is_not_identical(call, monkeypatch):
+    """Every timed text counts, of either method, not the last alone."""
+    flags = ["--compare", "--repeats=2", "--json", "--max_new_tokens=6", f"--prompt={COPY}"]
+    time, runs = generate._Decoder.time, []
+
+    def other(decoder):
+        runs.append(decoder)
+        result, *seconds = time(decoder)
+        if len(runs) == 1:
+            result = dataclasses.replace(result, tokens=result.tokens.at[:, result.start[0]].set(0))
+        return result, *seconds
+
+    monkeypatch.setattr(generate._Decoder, "time", other)
+    report = last_line(call(*flags)[1])
+    assert len(runs) == 4
+    assert report["identical"] is False and report["first_divergence"]["position"] == 0
+
+
+def test_a_rule_that_is_wrong_is_not_certified(call, monkeypatch):
+    def residual(draft, target_log_probs, node):
+        del draft
+        return jnp.take_along_axis(target_log_probs, node[:, None, None], axis=1)[:, 0]
+
+    wrong = dataclasses.replace(verification.token.rule, residual=residual)
+    monkeypatch.setitem(verification.RULES, "token", wrong)
+    flags = ["--method=model", "--draft=layers:1", "--draft_length=2", "--rule=token"]
+    flags += ["--temperature=0.8", "--compare", "--repeats=1", "--max_new_tokens=3"]
+    output = call(*flags, "--json", f"--prompt={COPY}")[1]
+    assert last_line(output)["certified"] is False
+    table = call(*flags, f"--prompt={COPY}")[1]
+    assert "NO" in next(row for row in table.splitlines() if row.startswith("rule certified"))
 
 
 def test_plain_decoding_has_no_acceptance_rate(call, smollm2):

@@ -7,7 +7,8 @@ proposal can make and holds the emitted text's law against the target's.
 
 A *conditional law* over texts of up to D + 1 tokens is a list of D + 1 arrays: entry d is [V^d, V],
 natural logs of the next token's law after each of the V^d paths of d tokens, a path's index having
-its first token as the highest digit.
+its first token as the highest digit. A path whose law is −inf everywhere is a dead end: its text
+ends there, and that end is an outcome like any token.
 """
 
 import dataclasses
@@ -60,13 +61,22 @@ def outcome_law(
 ) -> jax.Array:
     """P(the walk stops at this node, the next token is this one): [B, N+1, V].
 
-    Reach times residual; differentiable in both laws.
+    Reach times residual; differentiable in both laws. Where the target's law is a dead end nothing
+    follows, and the outcomes lack what stops there.
 
     Args:
       rule: the rule.
       draft: the proposal.
       target_log_probs: [B, N+1, V], natural logs.
     """
+    stop = _stops(rule, draft, target_log_probs)
+    return stop[:, :, None] * _residuals(rule, draft, target_log_probs)
+
+
+def _stops(
+    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
+) -> jax.Array:
+    """P(the walk stops at this node): [B, N+1]."""
     accept = rule.accept(draft, target_log_probs)
     earlier = trees.earlier_siblings(draft.tree)
     chosen = accept * jnp.prod(jnp.where(earlier, 1 - accept[:, None, :], 1.0), axis=-1)
@@ -74,14 +84,20 @@ def outcome_law(
     reach = jnp.prod(jnp.where(on_path, chosen[:, None, :], 1.0), axis=-1)
     node = jnp.arange(draft.tree.size + 1, dtype=jnp.int32)
     is_child = trees.parents(draft.tree)[:, None, :] == node[None, :, None]
-    stop = reach * jnp.prod(jnp.where(is_child, 1 - accept[:, None, :], 1.0), axis=-1)
-    return stop[:, :, None] * _residuals(rule, draft, target_log_probs)
+    return reach * jnp.prod(jnp.where(is_child, 1 - accept[:, None, :], 1.0), axis=-1)
 
 
 def enumerated_law(
     rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
 ) -> jax.Array:
     """`outcome_law`, summed over all 2^N flags or all V^(N+1) draws through `resolve`."""
+    return _enumerated(rule, draft, target_log_probs)[0]
+
+
+def _enumerated(
+    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The law of outcomes [B, N+1, V], and that of the stopping node [B, N+1]."""
     if rule.draw is not None:
         return _law_of_draws(draft, target_log_probs)
     accept = rule.accept(draft, target_log_probs)
@@ -94,21 +110,25 @@ def enumerated_law(
         return jnp.where(here, weight[:, None], 0.0)
 
     stop = _sum_over(weigh, 2, draft.tree.size)
-    return stop[:, :, None] * _residuals(rule, draft, target_log_probs)
+    return stop[:, :, None] * _residuals(rule, draft, target_log_probs), stop
 
 
-def _law_of_draws(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+def _law_of_draws(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
     batch, rows, vocab_size = target_log_probs.shape
-    probabilities = jnp.exp(target_log_probs)
+    # A dead end draws −1 with certainty; token 0 stands in for it until the end.
+    dead = jnp.max(target_log_probs, axis=-1) == -jnp.inf
+    certain = jax.nn.one_hot(0, vocab_size, dtype=target_log_probs.dtype)
+    probabilities = jnp.where(dead[:, :, None], certain[None, None], jnp.exp(target_log_probs))
 
     def weigh(draw):
         own = jnp.take_along_axis(probabilities, draw[None, :, None], axis=2)[:, :, 0]
-        draws = jnp.broadcast_to(draw[None], (batch, rows))
+        draws = jnp.where(dead, -1, draw[None])
         stop = kernel.resolve(draft, kernel.matches(draft, draws))[2]
         row = jnp.arange(batch, dtype=jnp.int32)
         return jnp.zeros_like(probabilities).at[row, stop, draw[stop]].set(jnp.prod(own, axis=1))
 
-    return _sum_over(weigh, vocab_size, rows)
+    law = _sum_over(weigh, vocab_size, rows)
+    return jnp.where(dead[:, :, None], 0.0, law), jnp.sum(law, axis=2)
 
 
 def _sum_over(weigh: Callable[[jax.Array], jax.Array], base: int, count: int) -> jax.Array:
@@ -215,33 +235,45 @@ def _certify(rule, tree, target, proposal, absent):
         # An absent node was never drawn: each of its tokens stands for 1/V of the same draft.
         drawn = jnp.where(draft.present, jnp.exp(kernel.node_log_probs(draft)), 1 / vocab_size)
         weight = jnp.prod(drawn, axis=1)
-    law = outcome_law(rule, draft, target_log_probs)
-    walk_error = jnp.max(jnp.abs(law - enumerated_law(rule, draft, target_log_probs)))
-    accepted = jnp.sum(weight[:, None, None] * law * depths[None, :, None].astype(law.dtype))
-    accepted = accepted / jnp.sum(weight)
+    stop = _stops(rule, draft, target_log_probs)
+    law = stop[:, :, None] * _residuals(rule, draft, target_log_probs)
+    enumerated, enumerated_stop = _enumerated(rule, draft, target_log_probs)
+    walk_error = jnp.maximum(
+        jnp.max(jnp.abs(law - enumerated)), jnp.max(jnp.abs(stop - enumerated_stop))
+    )
+    stop = stop * weight[:, None]
+    accepted = jnp.sum(stop * depths[None].astype(law.dtype)) / jnp.sum(weight)
+
+    # Deterministic drafts are certified one by one, sampled ones as the one law they make up.
+    count = drafted.shape[0]
+    order = jnp.arange(count, dtype=jnp.int32)
+    groups, group = (count, order) if proposal is None else (1, jnp.zeros_like(order))
+
+    def by_text(values, text, here, width):
+        """Sums the values of nodes that are `here` by draft group and text: [groups, width]."""
+        here = here.reshape(1, -1, *[1] * (text.ndim - 2))
+        rows = jnp.broadcast_to(group.reshape(-1, *[1] * (text.ndim - 1)), text.shape)
+        total = jnp.zeros((groups, width), values.dtype)
+        return total.at[rows, jnp.where(here, text, 0)].add(jnp.where(here, values, 0.0))
 
     law = law * weight[:, None, None]
-    groups = 1 if proposal is not None else drafted.shape[0]
-    law_of_text = jnp.zeros((groups, 1), law.dtype)
-    wanted = jnp.ones((1, 1), law.dtype)
-    group = (
-        jnp.arange(drafted.shape[0], dtype=jnp.int32)
-        if proposal is None
-        else jnp.zeros_like(index[:, 0])
-    )
+    tokens = jnp.arange(vocab_size, dtype=jnp.int32)[None, None]
+    law_of_text, wanted = jnp.zeros((groups, 1), law.dtype), jnp.ones((1, 1), law.dtype)
+    gaps = []
     for level, conditional in enumerate(target):
-        # Texts that have come this far go on by the target's law; outcomes of this length join
-        # them.
+        here, width = depths == level, vocab_size**level
+        # At a dead end a text ends: one that has come this far, or a walk that stops there.
+        ended = law_of_text + by_text(stop, index, here, width)
+        dead = jnp.max(conditional, axis=-1) == -jnp.inf
+        gaps.append(jnp.where(dead[None], jnp.abs(ended - wanted), 0.0))
+        # Other texts go on by the target's law; outcomes of this length join them.
         probability = jnp.exp(conditional)[None]
         wanted = (wanted[:, :, None] * probability).reshape(1, -1)
         longer = (law_of_text[:, :, None] * probability).reshape(groups, -1)
-        here = jnp.where((depths == level)[None, :, None], law, 0.0)
-        text = index[:, :, None] * vocab_size + jnp.arange(vocab_size, dtype=jnp.int32)[None, None]
-        text = jnp.where((depths == level)[None, :, None], text, 0)
-        rows = jnp.broadcast_to(group[:, None, None], text.shape)
-        ended = jnp.zeros_like(longer).at[rows, text].add(here)
-        law_of_text = (0 if level == 0 else longer) + ended
-    gap = jnp.abs(law_of_text - wanted)
+        text = index[:, :, None] * vocab_size + tokens
+        law_of_text = longer + by_text(law, text, here, width * vocab_size)
+    gaps.append(jnp.abs(law_of_text - wanted))
+    gap = jnp.concatenate(gaps, axis=1)
     return jnp.max(gap), jnp.max(jnp.sum(gap, axis=1)) / 2, walk_error, accepted
 
 

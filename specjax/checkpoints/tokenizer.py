@@ -119,6 +119,13 @@ class Tokenizer:
                 f"different, and tokenizer.ggml.token_type {len(types)} types; the numbers must "
                 "agree"
             )
+        # The library panics at a merge whose product is no token, which nothing can catch.
+        for merge in merges:
+            if len(merge) != 2 or any(x not in vocabulary for x in (*merge, "".join(merge))):
+                raise ValueError(
+                    f"tokenizer.ggml.merges holds {' '.join(merge)!r}, which does not join two "
+                    "tokens of the vocabulary into a third; the file is corrupt"
+                )
         pre = _field(metadata, "tokenizer.ggml.pre")
         try:
             model = library.models.BPE(

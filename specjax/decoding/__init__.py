@@ -1,7 +1,7 @@
 """Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
 
 from specjax.decoding.generation import (
-    Stream,
+    TokenStream,
     autoregressive,
     decode,
     generate,
@@ -30,7 +30,7 @@ __all__ = [
     "Request",
     "Statistics",
     "StepInfo",
-    "Stream",
+    "TokenStream",
     "autoregressive",
     "decode",
     "generate",

@@ -13,7 +13,7 @@ from specjax import types, verification
 from specjax.decoding import plain, requests, speculative, start
 from specjax.decoding import state as states
 
-__all__ = ["Stream", "autoregressive", "decode", "generate", "rule_for", "stream"]
+__all__ = ["TokenStream", "autoregressive", "decode", "generate", "rule_for", "stream"]
 
 
 def generate(
@@ -61,7 +61,8 @@ def decode(
       state: consumed (its buffers are donated).
       rule: as in `generate`.
     """
-    form = _form(target, drafter, _named(rule))
+    requests.check(target, drafter, state)
+    form = _form(target, drafter, rule)
     statistics = states.no_statistics(state.length.shape[0], form.depth)
     # Every step emits a token or ends a row, so a decode takes at most as many as the text has
     # room for.
@@ -88,7 +89,7 @@ def stream(
     rule: str | types.VerificationRule | None = None,
     steps: int = 1,
     **options: Any,
-) -> "Stream":
+) -> "TokenStream":
     """Decodes as `generate` does and yields tokens as they are accepted.
 
     Args:
@@ -100,10 +101,10 @@ def stream(
     """
     chosen, steps = rule_for(target, drafter, rule), types.whole("steps", steps, 1)
     request, state = start.init(target, drafter, prompts, **options)
-    return Stream(target, drafter, request, state, chosen, steps)
+    return TokenStream(target, drafter, request, state, chosen, steps)
 
 
-class Stream(Iterator[list[list[int]]]):
+class TokenStream(Iterator[list[list[int]]]):
     """A decode under way: an iterator of one list of new tokens a row, empty for a finished row.
 
     `result` may be asked for at any time, so a stream can be left early and its text gone on with.
@@ -124,7 +125,8 @@ class Stream(Iterator[list[list[int]]]):
         rule: str | types.VerificationRule | None = None,
         steps: int = 1,
     ):
-        form = _form(target, drafter, _named(rule))
+        requests.check(target, drafter, state)
+        form = _form(target, drafter, rule)
         self._models, self._request, self._rule = (target, drafter), request, form.rule
         self._steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
         self._state = state
@@ -132,6 +134,7 @@ class Stream(Iterator[list[list[int]]]):
         self._shown = np.asarray(state.length)
 
     def __next__(self) -> list[list[int]]:
+        requests.check(*self._models, self._state)
         if not np.any(np.asarray(self._state.finish) == states.FinishReason.RUNNING):
             raise StopIteration
         self._state, self._statistics = _run(
@@ -159,11 +162,8 @@ def rule_for(
     Raises:
       ValueError: the rule asked for cannot take the drafter's drafts, or no rule has this name.
     """
-    return _form(target, drafter, _named(rule)).rule
-
-
-def _named(rule: str | types.VerificationRule | None) -> types.VerificationRule | None:
-    return None if rule is None else verification.get(rule)
+    requests.check(target, drafter)
+    return _form(target, drafter, rule).rule
 
 
 @struct.dataclass
@@ -174,11 +174,15 @@ class _Form:
     depth: int = struct.field(pytree_node=False)
 
 
+def _form(target, drafter, rule: str | types.VerificationRule | None) -> _Form:
+    return _traced_form(target, drafter, None if rule is None else verification.get(rule))
+
+
 # Compiled only so that the drafter is traced once: the program is empty.
 @functools.partial(jax.jit, static_argnames=("rule",))
-def _form(target, drafter, rule: types.VerificationRule | None) -> _Form:
+def _traced_form(target, drafter, rule: types.VerificationRule | None) -> _Form:
     one = jnp.ones((1,), jnp.int32)
-    keys = jnp.broadcast_to(jax.random.key(0), (1,))
+    keys = requests.request_keys(None, None, 1)
     slots = drafter.nodes + 2
     context = types.Context(
         tokens=jnp.zeros((1, slots), jnp.int32),

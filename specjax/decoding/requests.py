@@ -15,10 +15,11 @@ from jax import core as jax_core
 from specjax import types
 from specjax.decoding import state as states
 
-__all__ = ["Prompts", "build", "is_traced", "pad", "request_keys"]
+__all__ = ["Prompts", "build", "check", "is_traced", "pad", "request_keys"]
 
 # Added to a prompt, more would overflow int32.
 _MOST_NEW_TOKENS = 2**30
+_KEY_KIND = "threefry2x32"
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
 
@@ -26,6 +27,24 @@ Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
 def is_traced(*values: Any) -> bool:
     """Whether any of the values is abstract, so that it cannot be checked here."""
     return any(isinstance(leaf, jax_core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check(target: Any, drafter: Any, state: states.DecodeState | None = None) -> None:
+    """Raises ValueError for what is no model, no drafter, or a state that has been consumed."""
+    if not isinstance(target, types.LanguageModel):
+        raise ValueError(
+            f"target is of type {type(target).__name__}, no LanguageModel; of a loaded bundle, "
+            "give bundle.target"
+        )
+    if not isinstance(drafter, types.Drafter):
+        raise ValueError(
+            f"drafter is of type {type(drafter).__name__}, no Drafter; specjax.drafters makes "
+            "them, and specjax.autoregressive needs none"
+        )
+    if state is not None and not is_traced(state.tokens) and state.tokens.is_deleted():
+        raise ValueError(
+            "this state has been consumed, since a state goes on once; take the newest result's"
+        )
 
 
 def pad(
@@ -42,11 +61,11 @@ def pad(
     Raises:
       ValueError: no prompt, an empty one, or a token that is not in the vocabulary.
     """
-    if isinstance(prompts, (str, bytes)) or any(isinstance(row, str) for row in prompts):
-        raise ValueError(
-            "prompts are lists of token ids; encode text first (bundle.tokenizer.encode)"
-        )
     if not isinstance(prompts, (np.ndarray, jax.Array)):
+        if isinstance(prompts, (str, bytes)) or any(isinstance(row, str) for row in prompts):
+            raise ValueError(
+                "prompts are lists of token ids; encode text first (bundle.tokenizer.encode)"
+            )
         if lengths is not None:
             raise ValueError("lengths belong to an array of prompts; lists know their own")
         rows = [np.asarray(row) if np.size(row) else np.zeros(0, np.int64) for row in prompts]
@@ -100,7 +119,8 @@ def request_keys(key: jax.Array | None, keys: jax.Array | None, batch: int) -> j
     """The rows' keys[B]: `key` folded with each row's index, or `keys`; neither is consumed.
 
     Raises:
-      ValueError: both are given, an untyped key, or a wrong number of keys.
+      ValueError: both are given, an untyped key, a key of another kind than threefry2x32, or a
+        wrong number of keys.
     """
     if key is not None and keys is not None:
         raise ValueError("give key or keys, not both")
@@ -110,8 +130,15 @@ def request_keys(key: jax.Array | None, keys: jax.Array | None, batch: int) -> j
         isinstance(given, jax.Array) and jnp.issubdtype(given.dtype, jax.dtypes.prng_key)
     ):
         raise ValueError(f"got a key of type {dtype}; make typed keys with jax.random.key(seed)")
+    # What other generators draw depends on the shape and the program around it, so one key would
+    # no longer mean one text.
+    if given is not None and jax.random.key_impl(given) != _KEY_KIND:
+        raise ValueError(
+            f"got a key of kind {jax.random.key_impl(given)!r}, whose draws depend on the batch; "
+            f"make it with jax.random.key(seed, impl={_KEY_KIND!r})"
+        )
     if keys is None:
-        key = jax.random.key(0) if key is None else key
+        key = jax.random.key(0, impl=_KEY_KIND) if key is None else key
         if key.ndim:
             raise ValueError(f"key has shape {key.shape}; one key a prompt goes in keys=")
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch, dtype=jnp.int32))
@@ -211,6 +238,13 @@ def _check_ids(name: str, value: Any, ids: list, vocab_size: int) -> None:
 
 def _per_row(value: Any, batch: int, depth: int, name: str) -> list[list]:
     """One list a row from nested lists; `depth` is how deep a value shared by all rows nests."""
+    if is_traced(value):
+        raise ValueError(f"{name} is traced, and its sizes are static; give lists of token ids")
+
+    def plain(x):
+        if isinstance(x, (np.ndarray, jax.Array)):
+            return x.tolist()
+        return [plain(item) for item in x] if isinstance(x, (list, tuple)) else x
 
     def nesting(x):
         return (
@@ -219,7 +253,7 @@ def _per_row(value: Any, batch: int, depth: int, name: str) -> list[list]:
 
     if isinstance(value, (int, np.integer)):
         raise ValueError(f"{name}={value} must be a list, as in {name}=({value},)")
-    value = value.tolist() if isinstance(value, (np.ndarray, jax.Array)) else value
+    value = plain(value)
     value = sorted(value) if isinstance(value, (set, frozenset)) else value
     if (
         value is None
@@ -245,6 +279,8 @@ def _sampling_rows(sampling: types.Sampling, batch: int, vocab_size: int) -> typ
         field = getattr(sampling, name)
         if field is None:
             continue
+        if not isinstance(field, (jax.Array, np.ndarray)):
+            raise ValueError(f"sampling {name}={field!r} is no number")
         if not is_traced(field) and isinstance(field, jax.Array):
             # Arrays from elsewhere pass the constructor unseen; as numpy they are checked.
             sampling = dataclasses.replace(sampling, **{name: np.asarray(field)})

@@ -88,7 +88,11 @@ def step(
     )
     with jax.named_scope("propose"):
         draft, drafter_state = drafter.propose(drafter.params, state.drafter, context, request.keys)
-        draft = draft.replace(present=draft.present & active[:, None])
+        # The token of an absent node means nothing; the pass still reads one.
+        draft = draft.replace(
+            present=draft.present & active[:, None],
+            tokens=jnp.clip(draft.tokens, 0, target.vocab_size - 1),
+        )
         _check(target, drafter, draft, state)
         rule = verification.default_rule(draft) if rule is None else verification.get(rule)
 

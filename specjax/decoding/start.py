@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import types
+from specjax import sampling, trees, types
 from specjax.decoding import requests, speculative
 from specjax.decoding import state as states
 
@@ -45,7 +45,8 @@ def init(
       drafter: what will propose.
       prompts: as in `generate`.
       lengths: int[B], when prompts are an array.
-      key: a typed key, folded with each prompt's index; not consumed. Default `jax.random.key(0)`.
+      key: a typed threefry2x32 key, folded with each prompt's index; not consumed. Default
+        `jax.random.key(0)`.
       keys: instead, one typed key a prompt: a prompt with its key gives the same text in any batch
         and slot.
       max_new_tokens: an int or one a row; 0 lets a row sit a turn out when going on.
@@ -56,13 +57,15 @@ def init(
       capacity: text slots a row, S; by default the longest prompt plus its new tokens, rounded up.
         Give more to go on later. Each value is a program of its own.
       chunk: tokens a prefill pass; by default by the longest prompt. The caches get room for it.
-      state: a `DecodeResult.state` to go on from, with the same drafter; it is consumed, and
-        `prompts` are appended to its rows.
+      state: a `DecodeResult.state` to go on from, with the same target and drafter (only the shapes
+        of their memories are compared); it is consumed, and `prompts` are appended to its rows.
 
     Raises:
       ValueError: a bad option, an empty prompt, or a text that fits neither the context nor the
-        capacity.
+        capacity. Under a trace, where lengths and limits cannot be seen, such a row ends at once
+        with a finish reason instead.
     """
+    requests.check(target, drafter, state)
     tokens, counts = requests.pad(
         prompts, lengths, target.vocab_size, may_be_empty=state is not None
     )
@@ -90,31 +93,32 @@ def init(
         least=1 if state is None else 0,
     )
     slots = _capacity(target.context_length, after, request.limit, widest, max_new_tokens, capacity)
+    _check_constraint(request.sampling, target.vocab_size, batch, slots, drafter.nodes)
+    # Rows that go on do so from anywhere, so their last chunk may reach this far past the text.
+    room = max(drafter.nodes + 1, _ROOM) if state is None else state.room
     if chunk is None:
-        room = max(drafter.nodes + 1, _ROOM)
         width = _chunk(widest, slots + room)
+        width = width if state is None else min(width, room)
     else:
         width = types.whole("chunk", chunk, 1)
-        room = max(drafter.nodes + 1, width)
+        room = max(drafter.nodes + 1, width) if state is None else room
+        if width > room:
+            raise ValueError(
+                f"chunk={chunk} is more than the room={room} that the state's caches have; start "
+                f"the decode with chunk={chunk}, or go on with less"
+            )
     # Outside a trace numpy pads: jax would compile a program for every length.
     numeric = jnp if requests.is_traced(tokens, counts) else np
     text = numeric.asarray(tokens, np.int32)[:, :slots]
     text = numeric.pad(text, ((0, 0), (0, slots - text.shape[1])))
     counts = numeric.asarray(counts, np.int32)
     if state is not None:
-        # Rows go on from anywhere, so the last chunk may reach this far past the text.
-        return request, _go_on(
-            target, drafter, state, text, counts, request.limit, min(width, state.room)
-        )
-    return request, _start(target, drafter, text, counts, room, width)
+        return request, _go_on(target, drafter, state, text, counts, request.limit, width)
+    return request, _start(target, drafter, text, counts, request.limit, room, width)
 
 
 def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
     """Refuses a state that cannot go on, before anything of it is consumed."""
-    if not requests.is_traced(state.tokens) and state.tokens.is_deleted():
-        raise ValueError(
-            "this state has been consumed, since a state goes on once; take the newest result's"
-        )
     speculative.check_room(drafter.nodes, state)
     batch, slots = state.tokens.shape
     made = jax.eval_shape(
@@ -129,6 +133,22 @@ def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
         raise ValueError(
             f"the state was started with another drafter than {drafter.name!r}; go on with that one"
         )
+
+
+def _check_constraint(
+    law: types.Sampling, vocab_size: int, batch: int, slots: int, nodes: int
+) -> None:
+    """Asks the constraint once, abstractly: it must not fail after a state has been consumed."""
+    if law.constraint is None:
+        return
+
+    def ask():
+        text, length = jnp.zeros((batch, slots), jnp.int32), jnp.ones((batch,), jnp.int32)
+        drafted = jnp.zeros((batch, nodes), jnp.int32)
+        past = sampling.history(text, length, trees.chain(nodes), drafted)
+        return sampling.warp(law, jnp.zeros((batch, nodes + 1, vocab_size)), past)
+
+    jax.eval_shape(ask)
 
 
 def _chunk(widest: int, slots: int) -> int:
@@ -146,14 +166,16 @@ def _chunk(widest: int, slots: int) -> int:
 def _capacity(
     context: int | None,
     after: Any,
-    limit: jax.Array,
+    limit: Any,
     widest: int,
     max_new_tokens: Any,
     capacity: int | None,
 ) -> int:
     """Text slots a row; refuses what does not fit, as far as it is known outside a trace."""
     if not requests.is_traced(after, limit):
-        longest, needed = int(np.max(np.asarray(after))), int(np.max(np.asarray(limit)))
+        after, limit = np.asarray(after), np.asarray(limit)
+        # Rows that sit a turn out may have no room left.
+        longest, needed = int(np.max(after, where=limit > after, initial=0)), int(np.max(limit))
     elif capacity is not None:
         longest, needed = 0, capacity
     elif requests.is_traced(max_new_tokens):
@@ -185,15 +207,16 @@ def _capacity(
 
 
 @functools.partial(jax.jit, static_argnames=("room", "chunk"))
-def _start(target, drafter, text, counts, room: int, chunk: int) -> states.DecodeState:
+def _start(target, drafter, text, counts, limit, room: int, chunk: int) -> states.DecodeState:
     batch, slots = text.shape
+    counts = jnp.minimum(counts, slots)
     # Copies: a result that is an argument would be the caller's own buffer, and be donated later.
     state = states.DecodeState(
         tokens=jnp.copy(text),
         length=jnp.copy(counts),
         start=jnp.copy(counts),
         stop_from=jnp.copy(counts),
-        finish=jnp.full((batch,), np.int32(states.FinishReason.RUNNING)),
+        finish=_finish(counts, limit, slots),
         cache=target.init_cache(batch, slots + room),
         drafter=drafter.init(drafter.params, batch, slots + room),
         room=room,
@@ -208,26 +231,29 @@ def _go_on(target, drafter, state, text, counts, limit, chunk: int) -> states.De
     order = jnp.arange(slots, dtype=jnp.int32)[None]
     place = jnp.where(order < counts[:, None], state.length[:, None] + order, slots)
     cached = jnp.maximum(state.length - 1, 0)
+    length = jnp.minimum(state.length + counts, slots)
+    # Nothing follows a dead end but new tokens.
+    dead_end = np.int32(states.FinishReason.DEAD_END)
+    stays = (state.finish == dead_end) & (counts == 0)
     state = dataclasses.replace(
         state,
         tokens=state.tokens.at[row, place].set(text, mode="drop"),
-        length=state.length + counts,
-        start=state.length + counts,
-        stop_from=jnp.where(counts > 0, state.length + counts, state.stop_from),
-        finish=_finish_on_going_on(state, counts, limit),
+        length=length,
+        start=jnp.copy(length),
+        stop_from=jnp.where(counts > 0, length, state.stop_from),
+        finish=jnp.where(stays, dead_end, _finish(length, limit, slots)),
     )
     return speculative.prefill(target, drafter, state, cached, chunk)
 
 
-def _finish_on_going_on(state, counts, limit) -> jax.Array:
-    """Rows run on to their limits, save that nothing follows a dead end but new tokens."""
-    dead_end, running, full = (
-        np.int32(reason)
-        for reason in (
-            states.FinishReason.DEAD_END,
-            states.FinishReason.RUNNING,
-            states.FinishReason.LENGTH,
-        )
-    )
-    goes_on = jnp.where(limit > state.length + counts, running, full)
-    return jnp.where((state.finish == dead_end) & (counts == 0), dead_end, goes_on)
+def _finish(length: jax.Array, limit: jax.Array, slots: int) -> jax.Array:
+    """Why a row has ended before it began, if it has: int32[B]."""
+    ended = {
+        states.FinishReason.LENGTH: length >= limit,
+        states.FinishReason.CACHE_FULL: (length >= slots) & (length < limit),
+        states.FinishReason.EMPTY: length < 1,
+    }
+    finish = jnp.full(length.shape, np.int32(states.FinishReason.RUNNING))
+    for reason, here in ended.items():
+        finish = jnp.where(here, np.int32(reason), finish)
+    return finish

@@ -31,6 +31,7 @@ class FinishReason(enum.IntEnum):
 
     An end-of-sequence token or a stop sequence beats a limit at the same token. `DEAD_END`: the
     constraint allows no token after the text; such a row goes on only with new tokens appended.
+    `EMPTY`: a prompt of no tokens, which only a trace lets through.
     """
 
     RUNNING = 0
@@ -39,6 +40,7 @@ class FinishReason(enum.IntEnum):
     LENGTH = 3
     CACHE_FULL = 4
     DEAD_END = 5
+    EMPTY = 6
 
 
 @struct.dataclass
@@ -201,7 +203,7 @@ class DecodeResult:
 
     @property
     def finish_reasons(self) -> list[str]:
-        """`eos`, `stop`, `length`, `cache_full` or `dead_end` for each row, on the host.
+        """`eos`, `stop`, `length`, `cache_full`, `dead_end` or `empty` for each row, on the host.
 
         A result taken in the middle of a stream may also say `running`.
         """

@@ -46,15 +46,20 @@ def model(
     """Drafts a chain of up to `length` tokens, drawn from the draft model's warped law.
 
     Args:
-      draft_model: shares the target's vocabulary.
+      draft_model: shares the target's vocabulary; drafts nothing beyond its own context length.
       length: K, the draft length; static.
       greedy: draft the most probable token instead, a deterministic draft for `match`.
       stop_below: stops before a token when the draft model's largest probability (at temperature 1)
         is below this. The drawn token itself never decides: dropping a drawn token would be lossy.
 
     Raises:
-      ValueError: `length` below 1, or `stop_below` outside [0, 1].
+      ValueError: no `LanguageModel`, `length` below 1, or `stop_below` outside [0, 1].
     """
+    if not isinstance(draft_model, types.LanguageModel):
+        raise ValueError(
+            f"draft_model is of type {type(draft_model).__name__}, no LanguageModel; of a loaded "
+            "bundle, give bundle.target"
+        )
     length = types.whole("draft length", length, 1)
     if not 0 <= stop_below <= 1:
         raise ValueError(f"stop_below={stop_below} must be a probability between 0 and 1")
@@ -163,6 +168,8 @@ class _Propose:
             law = sampling.warp(context.sampling, logits[:, None], past)[:, 0]
             confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
             going = going & (confidence >= params.stop_below)
+            if draft_model.context_length is not None:
+                going = going & (context.length + depth <= draft_model.context_length)
             # At a dead end of a constraint, which the text alone decides, there is none to draft.
             going = going & (jnp.max(law, axis=-1) > -jnp.inf)
             if self.greedy:

@@ -17,14 +17,17 @@ __all__ = ["accept", "residual", "rule"]
 
 def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
     """P(stop ≥ i) / P(stop ≥ i − 1): [B, N]; 0 at absent nodes."""
+    # Where the target's law has no token, the chain ends: nothing is drafted beyond a dead end.
+    lives = jnp.any(target_log_probs[:, :-1] > -jnp.inf, axis=-1)
+    present = draft.present & (jnp.cumprod(lives.astype(jnp.int32), axis=1) > 0)
     weight = jnp.exp(_log_weights(draft, target_log_probs))
-    following = jnp.pad(draft.present[:, 1:], ((0, 0), (0, 1)))
+    following = jnp.pad(present[:, 1:], ((0, 0), (0, 1)))
     surplus = _surplus(draft, target_log_probs, weight)
     # In this order the total is never below the surplus, whatever is rounded off.
     total = surplus + (1 - weight)
     certain = total <= 0
     joint = jnp.where(certain, 1.0, surplus / jnp.where(certain, 1.0, total))
-    flag = jnp.where(draft.present, jnp.where(following, joint, weight), 0.0)
+    flag = jnp.where(present, jnp.where(following, joint, weight), 0.0)
     at_least = 1 - jnp.cumprod((1 - flag)[:, ::-1], axis=1)[:, ::-1]
     before = jnp.pad(at_least[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
     reachable = before > 0

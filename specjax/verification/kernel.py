@@ -78,17 +78,17 @@ def check(rule: types.VerificationRule, draft: types.Draft) -> None:
 
 
 def matches(draft: types.Draft, draws: jax.Array) -> jax.Array:
-    """Whether each node equals the target's draw at its parent: bool[B, N]."""
+    """Whether each node equals the target's draw at its parent, if there is one: bool[B, N]."""
     parent = jnp.broadcast_to(trees.parents(draft.tree), draft.tokens.shape)
-    return draft.tokens == jnp.take_along_axis(draws, parent, axis=1)
+    drawn = jnp.take_along_axis(draws, parent, axis=1)
+    return (draft.tokens == drawn) & (drawn >= 0)
 
 
 def resolve(draft: types.Draft, flags: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Walks from the root to the first flagged child, again and again, until there is none.
 
     Deterministic, and without a loop: a node is chosen when it is flagged and no earlier sibling
-      is, and accepted when
-    its whole path is chosen.
+    is, and accepted when its whole path is chosen.
 
     Args:
       draft: the proposal; absent nodes are never accepted.

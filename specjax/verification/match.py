@@ -35,10 +35,10 @@ def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -
     beyond = law.shape[1]
     token = jnp.where(kernel.children(draft, node), draft.tokens, beyond)
     left = law.at[row, token].set(-jnp.inf, mode="drop")
-    # Children that hold all the mass are never all rejected; any law will do there.
+    # Children that hold all the mass are never all rejected, so any law will do there; at a dead
+    # end the law has no token to begin with.
     nothing = jnp.all(left == -jnp.inf, axis=-1, keepdims=True)
-    left = jnp.where(nothing, law, left)
-    return jax.nn.log_softmax(left, axis=-1)
+    return jnp.where(nothing, law, jax.nn.log_softmax(jnp.where(nothing, 0.0, left), axis=-1))
 
 
 def draw(

@@ -1,11 +1,14 @@
 """Bad input: each a ValueError that names the value."""
 
 import dataclasses
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 import specjax
 from specjax import decoding, drafters, models, trees, types
@@ -13,6 +16,18 @@ from specjax import decoding, drafters, models, trees, types
 VOCAB = 4
 TARGET = models.tabular_model(jnp.zeros((VOCAB,)))
 SMALL = models.TransformerConfig(VOCAB, 8, 8, 1, 1, 1, 8, 32)
+
+
+@struct.dataclass
+class Allows:
+    """A constraint of a given shape and dtype."""
+
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
+    dtype: str = struct.field(pytree_node=False, default="bool")
+
+    def __call__(self, history):
+        del history
+        return jnp.ones(self.shape, self.dtype)
 
 
 def transformer():
@@ -40,6 +55,20 @@ def transformer():
             {"sampling": types.Sampling(constraint=lambda history: history)},
             "constraint=<function .* is no pytree of arrays",
         ),
+        (
+            [[1]],
+            {"sampling": types.Sampling(constraint=Allows((1, 1, VOCAB)))},
+            r"constraint gave bool\[1, 1, 4\]; .* must give bool\[B, T, V\] = bool\[1, 3, 4\]",
+        ),
+        (
+            [[1]],
+            {"sampling": types.Sampling(constraint=Allows((1, 3, VOCAB), "float32"))},
+            "constraint gave float32",
+        ),
+        ([[1]], {"sampling": types.Sampling(True)}, "temperature=True is no number"),
+        ([[1]], {"key": jax.random.key(0, impl="rbg")}, "impl='threefry2x32'"),
+        ([[1]], {"key": jax.random.key(0, impl="unsafe_rbg")}, "kind 'unsafe_rbg'"),
+        ([[1]], {"eos": [[np.asarray([9])]]}, "eos="),
         ([[1]], {"eos": (7,)}, "holds 7"),
         ([[1]], {"stop": [[1], []]}, "stop sequence is empty"),
         ([[1]], {"stop": [[9]]}, "stop=.* holds 9"),
@@ -116,11 +145,15 @@ def test_going_on_with_too_little_room():
 def test_a_refused_turn_leaves_the_state_as_it_was():
     lookup = drafters.prompt_lookup(2)
     result = specjax.generate(TARGET, lookup, [[1]], max_new_tokens=3)
-    for drafter, options, message in (
+    strange = types.Sampling(constraint=Allows((1, 1, VOCAB)))
+    cases: list[tuple[types.Drafter, dict[str, Any], str]] = [
         (lookup, {"rule": "token"}, "use rule='match'"),
+        (lookup, {"sampling": strange}, "constraint gave bool"),
+        (lookup, {"chunk": 33}, "chunk=33 is more than the room=32"),
         (drafters.prompt_lookup(60), {}, "room=61"),
         (drafters.model(TARGET, 2), {}, "started with another drafter than 'model'"),
-    ):
+    ]
+    for drafter, options, message in cases:
         with pytest.raises(ValueError, match=message):
             specjax.generate(
                 TARGET, drafter, [[1]], state=result.state, max_new_tokens=2, **options
@@ -165,3 +198,92 @@ def test_a_drafter_that_drafts_other_than_it_says():
 def test_streams_of_no_steps(steps):
     with pytest.raises(ValueError, match=f"steps={steps}"):
         specjax.stream(TARGET, decoding.NOTHING, [[1]], steps=steps)
+
+
+def test_a_bundle_is_no_model():
+    cases: list[tuple[Any, Any, str]] = [
+        (object(), drafters.prompt_lookup(2), "target is of type object.*give bundle.target"),
+        (TARGET, None, "drafter is of type NoneType"),
+    ]
+    for target, drafter, message in cases:
+        with pytest.raises(ValueError, match=message):
+            specjax.generate(target, drafter, [[1]])
+    strange: Any = 3
+    with pytest.raises(ValueError, match="draft_model is of type int"):
+        drafters.model(strange)
+
+
+def test_a_stream_whose_state_went_on_elsewhere():
+    stream = specjax.stream(TARGET, decoding.NOTHING, [[1]], max_new_tokens=4)
+    next(stream)
+    specjax.autoregressive(TARGET, [[]], state=stream.result.state, max_new_tokens=2)
+    with pytest.raises(ValueError, match="has been consumed"):
+        next(stream)
+
+
+def test_a_row_without_room_sits_out_while_others_go_on():
+    model = transformer()
+    result = specjax.autoregressive(model, [[1] * 28, [2]], max_new_tokens=[4, 4], capacity=32)
+    assert int(result.length[0]) == 32
+    rest = specjax.autoregressive(model, [[], [3]], state=result.state, max_new_tokens=[0, 4])
+    assert [len(answer) for answer in rest.new_tokens] == [0, 4]
+
+
+def test_rows_that_a_trace_hides_end_with_a_reason():
+    """Lengths and limits that a caller's own jit makes invisible: nothing overruns the text."""
+
+    @jax.jit
+    def decode(lengths, most):
+        prompts = jnp.ones((5, 20), jnp.int32)
+        result = specjax.autoregressive(
+            TARGET, prompts, lengths=lengths, max_new_tokens=most, capacity=16, eos=()
+        )
+        return result.length, result.finish, result.statistics.emitted
+
+    lengths, most = jnp.asarray([16, 20, 3, 3, 0]), jnp.asarray([4, 4, 0, -3, 2])
+    length, finish, emitted = decode(lengths, most)
+    assert length.tolist() == [16, 16, 3, 3, 0]
+    assert emitted.tolist() == [0] * 5
+    reasons = [decoding.FinishReason(code).name for code in finish.tolist()]
+    assert reasons == ["CACHE_FULL", "CACHE_FULL", "LENGTH", "LENGTH", "EMPTY"]
+
+    @jax.jit
+    def two_turns(prompts):
+        options = {"eos": (), "capacity": 8}
+        first = specjax.autoregressive(TARGET, prompts, max_new_tokens=4, **options)
+        more = jnp.ones((1, 4), jnp.int32)
+        return specjax.autoregressive(TARGET, more, state=first.state, max_new_tokens=4, eos=())
+
+    second = two_turns(jnp.ones((1, 2), jnp.int32))
+    assert second.length.tolist() == [8] and second.finish_reasons == ["cache_full"]
+
+
+def test_the_token_of_an_absent_node_means_nothing():
+    model = transformer()
+    plain = specjax.autoregressive(model, [[1, 2], [3]], max_new_tokens=8)
+
+    def propose(params, state, context, keys):
+        del params, keys
+        tokens = jnp.full((2, 3), VOCAB + 7, jnp.int32)
+        present = jnp.zeros((2, 3), bool).at[0].set(context.length[0] % 2 == 0)
+        tokens = jnp.where(present, 1, tokens)
+        return types.draft(tokens, trees.chain(3), present=present, vocab_size=VOCAB), state
+
+    drafter = dataclasses.replace(decoding.NOTHING, propose=propose, nodes=3)
+    result = specjax.generate(model, drafter, [[1, 2], [3]], max_new_tokens=8)
+    assert result.new_tokens == plain.new_tokens
+
+
+def test_sampling_that_float32_cannot_hold():
+    for field, value in (
+        ("top_p", 1e-50),
+        ("temperature", 1e300),
+        ("temperature", 1e-30),
+        ("repetition_penalty", 1e39),
+        ("repetition_penalty", 1e-50),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{field}={value}")):
+            types.Sampling(**{field: value})
+    # What tree transformations put in place of numbers is left alone.
+    flags = jax.tree.map(lambda _: True, types.Sampling(0.5, top_p=0.9))
+    assert flags.temperature is True and flags.top_p is True
