@@ -1,17 +1,20 @@
 """The key/value cache against a slow reference: lists of entries, one list a row."""
 
-import dataclasses
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specjax import caches, trees
 
+# Untyped in chex.
+all_variants: Any = chex.all_variants
 LAYERS, HEADS, SIZE, CAPACITY = 2, 2, 3, 24
 
 
@@ -125,11 +128,10 @@ def test_any_sequence_of_operations(rows, data):
         assert_holds(cache, wanted)
 
 
-def test_entries_left_out_keep_what_the_slots_hold():
-    cache, wanted = ragged(3, uncommitted=2)
-    back = dataclasses.replace(cache, uncommitted=cache.uncommitted - 2)
+def test_entries_left_out_complete_the_last_ones():
+    cache, _ = ragged(3, uncommitted=2)
     keys, values = entries_of([[7, 8]] * 3)
-    found = append(back, ((None, keys[1]), (None, values[1])))
+    found = append(cache, ((None, keys[1]), (None, values[1])))
     assert int(found.uncommitted) == 2
     np.testing.assert_array_equal(found.keys[0], cache.keys[0])
     np.testing.assert_array_equal(found.values[0], cache.values[0])
@@ -207,3 +209,47 @@ def test_new_tokens_see_the_text_and_their_ancestors(kind, old):
             assert set(np.flatnonzero(in_cache[row, new])) == seen
             assert set(np.flatnonzero(among_new[row, new]) + old) == {n for n in path if n >= old}
             assert node in path
+
+
+DYNAMIC = trees.dynamic(jnp.asarray(TOPOLOGIES, jnp.int32), 5)
+# Each with what it is given besides the cache; what is whole is static.
+OPERATIONS = {
+    "append": (caches.append, entries_of([[1, 2], [3, 4], [5, 6]])),
+    "commit a chain": (caches.commit, None, jnp.asarray([2, 0, 1], jnp.int32)),
+    "commit a path": (
+        caches.commit,
+        jnp.asarray([[0, 2], [1, 2], [0, 0]], jnp.int32),
+        jnp.asarray([2, 1, 0], jnp.int32),
+    ),
+    "truncate": (caches.truncate, jnp.asarray([0, 4, 1], jnp.int32)),
+    "positions in a chain": (caches.new_positions, None, 3),
+    "positions in trees": (caches.new_positions, DYNAMIC, 3),
+    "visible in a chain": (caches.visible, None, 3),
+    "visible in trees": (caches.visible, DYNAMIC, 3),
+}
+
+
+class Variants(chex.TestCase):
+    """The same caches with and without jit, of arrays on host and device."""
+
+    @all_variants(with_pmap=False)
+    @parameterized.parameters(*OPERATIONS)
+    def test_operations(self, name):
+        operation, *given = OPERATIONS[name]
+        cache, _ = ragged(3, uncommitted=3)
+        static = [place for place, value in enumerate(given, start=1) if isinstance(value, int)]
+        variant = self.variant(operation, static_argnums=static)
+        chex.assert_trees_all_equal(variant(cache, *given), operation(cache, *given))
+
+
+def test_new_values_do_not_compile_again():
+    jitted = {
+        operation: jax.jit(chex.assert_max_traces(operation, n=1))
+        for operation in (caches.append, caches.commit, caches.truncate)
+    }
+    for value in range(3):
+        cache, _ = ragged(3, uncommitted=3)
+        count = jnp.full((3,), value, jnp.int32)
+        jitted[caches.append](cache, entries_of([[value]] * 3))
+        jitted[caches.commit](cache, count[:, None], count)
+        jitted[caches.truncate](cache, count)

@@ -1,14 +1,20 @@
 """Trees against a slow reference that walks parents one at a time."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specjax import trees
+
+# Untyped in chex.
+all_variants: Any = chex.all_variants
 
 
 def topologies(size):
@@ -127,3 +133,15 @@ def test_dynamic_tables_are_the_same_under_jit_and_vmap(function):
     chex.assert_trees_all_equal(whole, jax.jit(function)(trees.dynamic(rows, 4)))
     alone = jax.vmap(lambda row: function(trees.dynamic(row[None], 4))[0])(rows)
     chex.assert_trees_all_equal(whole, alone)
+
+
+class Variants(chex.TestCase):
+    """The same tables with and without jit, from parents on host and device."""
+
+    @all_variants(with_pmap=False)
+    @parameterized.parameters("parents", "ancestors", "depths", "paths", "earlier_siblings")
+    def test_table(self, name):
+        function = getattr(trees, name)
+        rows = jnp.asarray([[0, 0, 1, 3], [0, 1, 2, 3], [0, 1, 1, 2]], jnp.int32)
+        for tree in (trees.from_parents((0, 0, 1, 3)), trees.dynamic(rows, 4)):
+            chex.assert_trees_all_equal(self.variant(function)(tree), function(tree))

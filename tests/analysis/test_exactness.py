@@ -72,19 +72,17 @@ def test_stopping_early_by_the_prefix_is_exact(rule):
 
 @pytest.mark.parametrize("tree", [trees.branching((2, 2)), _RAGGED], ids=["branching", "ragged"])
 @pytest.mark.parametrize("kind", ["sampled", "deterministic"])
-def test_match_is_exact_on_trees(tree, kind):
-    laws = random_laws(4, tree.max_depth, 0.5, vocab_size=2)
-    proposal = laws[1] if kind == "sampled" else None
-    certificate = analysis.certify("match", tree, laws[0], proposal)
-    assert certificate.passed, certificate
-    assert certificate.expected_accepted > 0
-
-
-def test_match_is_exact_on_trees_in_double_precision():
-    with jax.enable_x64(True):
-        laws = random_laws(5, 2, 0.5, vocab_size=2, dtype=jnp.float64)
-        certificate = analysis.certify("match", trees.branching((2, 2)), *laws)
-    assert certificate.passed, certificate
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_match_is_exact_on_trees(tree, kind, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        for seed, concentration in enumerate((0.2, 1.0, 5.0)):
+            laws = random_laws(seed, tree.max_depth, concentration, dtype=dtype)
+            proposal = laws[1] if kind == "sampled" else None
+            certificate = analysis.certify("match", tree, laws[0], proposal)
+            assert certificate.passed, certificate
+            assert certificate.dtype == dtype
+            assert (certificate.nodes, certificate.vocab_size) == (6, 3)
+            assert certificate.expected_accepted > 0
 
 
 def test_match_is_exact_for_each_deterministic_draft():

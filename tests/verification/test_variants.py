@@ -1,0 +1,99 @@
+"""Every rule as every kind of program: with and without jit, of arrays on host and device."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from absl.testing import parameterized
+
+from specjax import analysis, trees, types, verification
+from specjax.verification import kernel
+
+_BATCH, _LENGTH, _VOCABULARY = 24, 4, 3
+_CASES = [*((rule, "chain") for rule in sorted(verification.RULES)), ("match", "tree")]
+# Untyped in chex.
+all_variants: Any = chex.all_variants
+
+
+def problem(seed, kind):
+    """Keys, lengths, a draft with absent nodes and the target's laws, some tokens impossible."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    logits = 2 * jax.random.normal(keys[0], (2, _BATCH, _LENGTH + 1, _VOCABULARY))
+    possible = jax.random.bernoulli(keys[1], 0.8, logits.shape).at[..., 0].set(True)
+    target, proposal = jax.nn.log_softmax(jnp.where(possible, logits, -jnp.inf), axis=-1)
+    tokens = jax.random.categorical(keys[2], proposal[:, :-1]).astype(jnp.int32)
+    row = jnp.arange(_BATCH, dtype=jnp.int32)[:, None]
+    if kind == "chain":
+        # The second node is certain.
+        node = jnp.arange(_LENGTH, dtype=jnp.int32)[None]
+        law = jnp.broadcast_to(jnp.where(node == 1, -1, node), tokens.shape)
+        draft = types.draft(
+            tokens,
+            trees.chain(_LENGTH),
+            log_probs=proposal,
+            law=law,
+            present=node < (row + seed) % (_LENGTH + 1),
+        )
+    else:
+        topologies = jnp.asarray([(0, 0, 1, 1), (0, 0, 0, 2), (0, 1, 1, 3)], jnp.int32)
+        tree = trees.dynamic(jnp.tile(topologies, (_BATCH // 3, 1)), 3)
+        draft = types.draft(
+            tokens, tree, present=tokens != (row + seed) % 5, vocab_size=_VOCABULARY
+        )
+    requests = jax.random.split(keys[3], _BATCH)
+    return requests, (row[:, 0] + seed) % 7, draft, target
+
+
+class Variants(chex.TestCase):
+    @all_variants(with_pmap=False)
+    @parameterized.parameters(*_CASES)
+    def test_laws(self, name, kind):
+        rule = verification.get(name)
+        _, length, draft, target = problem(0, kind)
+        node = length % (_LENGTH + 1)
+        for function, given, static in (
+            (rule.accept, (draft, target), ()),
+            (rule.residual, (draft, target, node), ()),
+            (analysis.outcome_law, (rule, draft, target), (0,)),
+        ):
+            found = self.variant(function, static_argnums=static)(*given)
+            wanted = function(*given)
+            if function is rule.residual:
+                # Impossible tokens have no distance as logarithms.
+                found, wanted = jnp.exp(found), jnp.exp(wanted)
+            chex.assert_trees_all_close(found, wanted, atol=1e-6)
+
+    @all_variants(with_pmap=False)
+    @parameterized.parameters(*_CASES)
+    def test_verdicts(self, name, kind):
+        given = verification.get(name), *problem(1, kind)
+        wanted = kernel.verify(*given)
+        chex.assert_trees_all_equal(self.variant(kernel.verify, static_argnums=0)(*given), wanted)
+        assert len(set(wanted.count.tolist())) > 1
+
+    @all_variants(with_pmap=False)
+    @parameterized.parameters("chain", "tree")
+    def test_walks(self, kind):
+        _, _, draft, _ = problem(2, kind)
+        flags = jax.random.bernoulli(jax.random.key(3), 0.7, draft.tokens.shape)
+        found = self.variant(kernel.resolve)(draft, flags)
+        chex.assert_trees_all_equal(found, kernel.resolve(draft, flags))
+
+
+@pytest.mark.parametrize("name, kind", _CASES)
+def test_new_values_do_not_compile_again(name, kind):
+    rule = verification.get(name)
+
+    def once(function, static=()):
+        return jax.jit(chex.assert_max_traces(function, n=1), static_argnums=static)
+
+    verify, outcome_law = once(kernel.verify, 0), once(analysis.outcome_law, 0)
+    accept, residual, resolve = once(rule.accept), once(rule.residual), once(kernel.resolve)
+    for seed in range(3):
+        keys, length, draft, target = problem(seed, kind)
+        verify(rule, keys, length, draft, target)
+        outcome_law(rule, draft, target)
+        residual(draft, target, length % (_LENGTH + 1))
+        resolve(draft, accept(draft, target) > 0.5)
