@@ -85,7 +85,7 @@ def _apply(
     taps: tuple[int, ...] = (),
 ) -> tuple[types.ModelOutput, jax.Array]:
     batch, count = tokens.shape
-    inputs = params["embedding"][tokens]
+    inputs = jnp.asarray(params["embedding"])[tokens]
     row = jnp.arange(batch, dtype=jnp.int32)
     if tree is None or tree.is_chain:
         parents = jnp.arange(cache.stack.shape[1], dtype=jnp.int32)[None]

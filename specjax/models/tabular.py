@@ -95,7 +95,7 @@ def _apply(
         here = jnp.take_along_axis(text, jnp.maximum(slot, 0), axis=1)
         context.append(jnp.where(slot >= 0, here, vocab_size))
         slot = _previous(slot, start, tree)
-    logits = params[tuple(reversed(context))]
+    logits = jnp.asarray(params)[tuple(reversed(context))]
     if not context:
         logits = jnp.broadcast_to(logits, (*tokens.shape, vocab_size))
     features = jnp.broadcast_to(logits[:, :, None], (*tokens.shape, len(taps), vocab_size))

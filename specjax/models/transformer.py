@@ -138,12 +138,24 @@ class Transformer(nnx.Module):
             hidden, (key, value) = self.layers[index](hidden, rotation, old, masks)
             keys.append(key)
             values.append(value)
+        keys, values = _after(hidden, (keys, values))
         hidden = self.norm(hidden)
         tapped[config.num_layers] = hidden
         logits = self.embed.attend(hidden) if config.tied_embeddings else self.head(hidden)
         chosen = [tapped[tap] for tap in taps]
         features = jnp.stack(chosen, axis=2) if chosen else hidden[:, :, None][:, :, :0]
         return types.ModelOutput(logits, features), (tuple(keys), tuple(values))
+
+
+def _after(hidden: jax.Array, entries: Any) -> Any:
+    """The entries [B, T, …], to be had only once hidden[B, T, H] is known.
+
+    Nothing may be written before every layer has read what the cache holds, or the compiler copies
+    the whole cache, every layer, every step. `optimization_barrier` says just that, but some
+    versions drop it too early; a value that hangs on the result cannot be dropped.
+    """
+    sound = jnp.isfinite(hidden[:, :, :1, None])
+    return jax.tree.map(lambda entry: jnp.where(sound, entry, jnp.nan), entries)
 
 
 @functools.lru_cache(maxsize=64)

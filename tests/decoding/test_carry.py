@@ -1,0 +1,58 @@
+"""The carry stays where it is: the optimised program of the loop copies no cache."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from specjax import decoding, drafters, models, types
+from specjax.decoding import generation
+from specjax.decoding import state as states
+
+CONFIG = models.TransformerConfig(50, 16, 32, 3, 4, 2, 8, 1024)
+TARGET = models.language_model(CONFIG, models.init_params(CONFIG, jax.random.key(0)))
+DRAFTERS = {
+    "plain": (decoding.NOTHING, "match"),
+    "prompt_lookup": (drafters.prompt_lookup(8), "match"),
+    "model": (drafters.model(TARGET, 3), "block"),
+}
+SLOTS = re.compile(r"f32\[\d+,2,(\d+),8\]")
+
+
+def copies(program, least):
+    """Instructions that copy a buffer of keys or values with at least so many slots."""
+    found = []
+    for line in program.splitlines():
+        made, _, operation = line.strip().partition(" = ")[2].partition(" ")
+        shape = SLOTS.match(made)
+        if shape and int(shape[1]) >= least and operation.startswith("copy"):
+            found.append(line.strip())
+    return found
+
+
+def loop(drafter, rule, batch):
+    options = {"max_new_tokens": 20, "capacity": 256, "sampling": types.Sampling(0.7)}
+    request, state = decoding.init(TARGET, drafter, [[1, 2, 3]] * batch, **options)
+    statistics = states.no_statistics(batch, drafter.nodes)
+    rule = decoding.rule_for(TARGET, drafter, rule)
+    steps = jnp.int32(9)
+    lowered = generation._run.lower(TARGET, drafter, request, state, statistics, steps, rule)
+    return lowered.compile().as_text()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_no_step_copies_a_cache(name, batch):
+    program = loop(*DRAFTERS[name], batch)
+    assert SLOTS.search(program), "the caches are not where this test looks for them"
+    assert copies(program, 256) == []
+
+
+def test_the_test_sees_a_cache_that_is_copied():
+    def swap(flag, cache):
+        return jax.lax.cond(flag, lambda: cache + 1, lambda: cache)
+
+    cache = jnp.zeros((1, 2, 256, 8))
+    program = jax.jit(swap).lower(True, cache).compile().as_text()
+    assert copies(program, 256)
