@@ -1,6 +1,7 @@
 """One key gives one text: every drafter under `match` writes what plain decoding writes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,20 @@ VOCAB = 6
 EOS = 5
 PROMPTS = [[1, 2, 3], [4], [0, 0, 1, 2, 3, 4, 0, 1], [2, 1]]
 TARGETS = ["tabular", "recurrent", "transformer"]
+# One value a prompt: a greedy row, and rows that switch a warper off, stand among the others.
+WARPERS: dict[str, Any] = {
+    "temperature": [1.6, 0.0, 2.5, 2.0],
+    "top_k": [2, 2, 0, 3],
+    "top_p": [1.0, 0.5, 0.7, 0.6],
+    "min_p": [0.6, 0.9, 0.3, 0.0],
+    "repetition_penalty": [1.3, 1.7, 0.8, 2.0],
+    "logit_bias": [
+        [0.0, 1.0, -1.0, 0.5, 0.0, -3.0],
+        [1.0, 0.0, 2.0, -1.0, 0.0, -4.0],
+        [-0.5, 0.0, 0.5, 0.0, 1.0, -2.0],
+        [0.0, -2.0, 0.0, 1.5, 0.5, -np.inf],
+    ],
+}
 
 
 def make(kind, seed=1, sharpness=2.0):
@@ -66,8 +81,14 @@ def make_drafters(kind):
 
 def options(temperature, **more):
     sampling = types.Sampling(temperature=temperature)
-    more = {"max_new_tokens": [12, 19, 7, 15], "eos": (EOS,), **more}
-    return {"key": jax.random.key(7), "sampling": sampling, **more}
+    more = {"max_new_tokens": [12, 19, 7, 15], "eos": (EOS,), "sampling": sampling, **more}
+    return {"key": jax.random.key(7), **more}
+
+
+def assert_rows_accept_unequally(result):
+    """Rows that accept alike would hide a commit that reads one row for all."""
+    accepted = np.sum(np.asarray(result.statistics.accepted), axis=1)
+    assert len(np.unique(accepted / np.asarray(result.statistics.target_steps))) > 1
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -81,6 +102,20 @@ def test_match_writes_the_text_of_plain_decoding(kind):
             )
             assert result.new_tokens == plain.new_tokens, (name, temperature)
             assert result.finish_reasons == plain.finish_reasons, (name, temperature)
+            if temperature:
+                assert_rows_accept_unequally(result)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_match_writes_the_warped_text_of_plain_decoding(kind):
+    target = make(kind)
+    warped = options(0.0, sampling=types.Sampling(**WARPERS))
+    plain = specjax.autoregressive(target, PROMPTS, **warped)
+    for name, drafter in make_drafters(kind).items():
+        result = specjax.generate(target, drafter, PROMPTS, rule="match", **warped)
+        assert result.new_tokens == plain.new_tokens, name
+        assert result.finish_reasons == plain.finish_reasons, name
+        assert_rows_accept_unequally(result)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -98,9 +133,10 @@ def test_greedy_and_sampled_rows_share_a_batch():
     target = make("tabular")
     mixed = options(jnp.asarray([0.0, 0.9, 0.0, 1.4]))
     plain = specjax.autoregressive(target, PROMPTS, **mixed)
-    result = specjax.generate(target, drafters.prompt_lookup(3, shortest=1), PROMPTS, **mixed)
+    result = specjax.generate(target, drafters.model(target, 3), PROMPTS, rule="match", **mixed)
     greedy = specjax.autoregressive(target, PROMPTS, **options(0.0))
     assert result.new_tokens == plain.new_tokens
+    assert_rows_accept_unequally(result)
     assert [plain.new_tokens[row] for row in (0, 2)] == [greedy.new_tokens[row] for row in (0, 2)]
 
 
@@ -120,6 +156,8 @@ def test_a_prompt_with_its_key_is_the_same_alone_and_in_any_slot(rule):
             max_new_tokens=14,
             **shared,
         )
+        if len(rows) > 1:
+            assert_rows_accept_unequally(result)
         return dict(zip(rows, result.new_tokens, strict=True))
 
     together = texts([0, 1, 2, 3])
@@ -138,35 +176,69 @@ def test_key_and_keys_agree():
     assert one.new_tokens == other.new_tokens
 
 
+position_noise = jax.jit(specjax.sampling.position_noise)
+
+
+@jax.jit
+def whole_text_logits(target, text):
+    """The logits after every token of text[1, S], from one pass."""
+    cache = target.init_cache(1, text.shape[1])
+    output, _ = target.apply(target.params, text, cache, None, ())
+    return output.logits[0]
+
+
+def next_token(logits, text, noise, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, **before):
+    """The argmax of what the warpers leave, `noise` added unless greedy; all by sorting."""
+    scores = np.asarray(logits, np.float64) + np.asarray(before.get("logit_bias", 0.0))
+    penalty = before.get("repetition_penalty", 1.0)
+    for token in set(text):
+        scores[token] *= penalty if scores[token] < 0 else 1 / penalty
+    if temperature == 0:
+        return int(np.argmax(scores))
+    scores = scores / temperature
+    kept = np.argsort(-scores)[: top_k or None]
+    mass = np.exp(scores[kept]) / np.sum(np.exp(scores[kept]))
+    kept = kept[: np.searchsorted(np.cumsum(mass), top_p) + 1]
+    kept = kept[np.exp(scores[kept] - scores[kept[0]]) >= min_p]
+    return int(kept[np.argmax(scores[kept] + noise[kept])])
+
+
+def plain_text(target, prompt, key, count, **sampling):
+    """Plain decoding of one prompt as a loop of Python over whole-text passes."""
+    text = list(prompt)
+    vocabulary = jnp.arange(VOCAB, dtype=jnp.int32)
+    while len(text) < len(prompt) + count and text[-1] != EOS:
+        padded = jnp.asarray([text + [0] * (32 - len(text))], jnp.int32)
+        logits = whole_text_logits(target, padded)[len(text) - 1]
+        noise = position_noise(key[None], jnp.asarray([[len(text)]], jnp.int32), vocabulary)
+        text.append(next_token(logits, text, np.asarray(noise)[0, 0], **sampling))
+    return text[len(prompt) :]
+
+
 @pytest.mark.parametrize("kind", TARGETS)
 def test_plain_decoding_is_argmax_and_keyed_draws_by_hand(kind):
-    """The baseline itself, held against a loop of Python over whole-text passes."""
+    """The baseline itself, at temperatures alone and under every warper, each of which matters."""
     target, key = make(kind), jax.random.key(5)
-    for temperature in (0.0, 0.9):
+
+    def by_hand(values):
+        for row, prompt in enumerate(PROMPTS):
+            own = {name: value[row] for name, value in values.items()}
+            yield plain_text(target, prompt, jax.random.fold_in(key, row), 12, **own)
+
+    for values in ({"temperature": [0.0, 0.9, 0.0, 1.4]}, WARPERS):
         result = specjax.autoregressive(
             target,
-            [[1, 2]],
+            PROMPTS,
             key=key,
-            max_new_tokens=8,
-            sampling=types.Sampling(temperature),
+            max_new_tokens=12,
+            sampling=types.Sampling(**values),
             eos=(EOS,),
         )
-        text = [1, 2]
-        for _ in range(8):
-            output, _ = target.apply(
-                target.params, jnp.asarray([text]), target.init_cache(1, 16), None, ()
-            )
-            scores = output.logits[:, -1:]
-            if temperature:
-                row = jax.random.fold_in(key, 0)[None]
-                position = jnp.asarray([[len(text)]])
-                vocabulary = jnp.arange(VOCAB)
-                noise = specjax.sampling.position_noise(row, position, vocabulary)
-                scores = jax.nn.log_softmax(scores / temperature) + noise
-            text.append(int(jnp.argmax(scores[0, 0])))
-            if text[-1] == EOS:
-                break
-        assert result.new_tokens[0] == text[2:]
+        assert result.new_tokens == list(by_hand(values))
+    texts = list(by_hand(WARPERS))
+    for left_out in WARPERS:
+        others = {name: value for name, value in WARPERS.items() if name != left_out}
+        assert list(by_hand(others)) != texts, left_out
 
 
 def test_going_on_equals_never_having_stopped():
@@ -181,6 +253,7 @@ def test_going_on_equals_never_having_stopped():
     rest = specjax.generate(target, drafter, [[]] * 4, rule="match", state=result.state, **more)
     joined = [a + b for a, b in zip(begun, rest.new_tokens, strict=True)]
     assert joined == expected.new_tokens
+    assert_rows_accept_unequally(expected)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -239,14 +312,6 @@ def test_a_stream_left_early_goes_on():
     assert int(jnp.sum(counted.emitted)) == sum(map(len, begun))
 
 
-@jax.jit
-def whole_text_laws(target, text):
-    """The laws at temperature 0.7 after every token of text[1, S], from one pass."""
-    cache = target.init_cache(1, text.shape[1])
-    output, _ = target.apply(target.params, text, cache, None, ())
-    return jax.nn.log_softmax(output.logits[0] / 0.7)
-
-
 @pytest.mark.parametrize("name", ["own model", "static tree", "dynamic tree"])
 def test_a_step_tells_the_laws_of_its_tokens(name):
     """They are the target's own laws after the text so far, which a larger target would verify."""
@@ -258,7 +323,7 @@ def test_a_step_tells_the_laws_of_its_tokens(name):
         state, info = step(target, drafter, request, state, rule="match", laws=True)
         assert info.log_probs is not None
         for row in range(len(PROMPTS)):
-            law = whole_text_laws(target, state.tokens[row][None])
+            law = jax.nn.log_softmax(whole_text_logits(target, state.tokens[row][None]) / 0.7)
             told = info.log_probs[row, : info.emitted[row]]
             last = np.asarray(state.length)[row] - 1
             np.testing.assert_allclose(told, law[before[row] - 1 : last], atol=2e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,16 @@ from specjax.models import recurrent
 VOCAB, EOS, LENGTH = 3, 2, 5
 DECODES, BATCH = 1_000_000, 125_000
 PROMPTS = [[0], [1, 0, 1], [0, 1]]
-SAMPLING = types.Sampling(temperature=0.8)
+# Sampling options, one value a prompt: a single one for all would let a warper hide another.
+PLAIN: dict[str, Any] = {"temperature": [0.8, 0.8, 0.8]}
+WARPED: dict[str, Any] = {
+    "temperature": [2.0, 1.8, 1.8],
+    "top_k": [0, 2, 2],
+    "top_p": [0.75, 0.95, 0.95],
+    "min_p": [0.4, 0.5, 0.4],
+    "repetition_penalty": [0.8, 0.7, 1.5],
+    "logit_bias": [[0.0, 0.5, -0.5], [-1.0, -0.5, -1.0], [1.0, 0.5, 0.0]],
+}
 
 
 def tabular(seed, sharpness=1.2):
@@ -29,24 +39,50 @@ def state_space(seed):
 
 
 MODELS = {"tabular": (tabular(1), tabular(2)), "recurrent": (state_space(3), state_space(4))}
+SPECULATION = {
+    "token": ("token", lambda draft: drafters.model(draft, 3)),
+    "block": ("block", lambda draft: drafters.model(draft, 3)),
+    "block-stopping": ("block", lambda draft: drafters.model(draft, 3, stop_below=0.45)),
+    "match": ("match", lambda draft: drafters.prompt_lookup(3, shortest=1)),
+}
 
 
-def enumerated_law(target, prompt):
-    """Every text of up to five tokens, through its end of sequence, with its probability."""
+def warped(logits, seen, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, **before):
+    """The laws [..., V] after texts in which the tokens `seen` stand, without a sort."""
+    scores = logits + np.asarray(before.get("logit_bias", 0.0))
+    penalty = before.get("repetition_penalty", 1.0)
+    penalised = np.where(scores < 0, scores * penalty, scores / penalty)
+    law = np.exp(np.where(seen, penalised, scores) / temperature)
+    higher = law[..., None, :] > law[..., :, None]
+    law = np.where((higher.sum(-1) < top_k) | (top_k == 0), law, 0.0)
+    law = law / law.sum(-1, keepdims=True)
+    law = np.where((higher * law[..., None, :]).sum(-1) < top_p, law, 0.0)
+    law = np.where(law >= min_p * law.max(-1, keepdims=True), law, 0.0)
+    return law / law.sum(-1, keepdims=True)
+
+
+def enumerated_law(target, index, options):
+    """Every possible text of up to five tokens, through its end of sequence, with its probability.
+
+    They follow prompt `index`, which has its own value of every option.
+    """
+    prompt = PROMPTS[index]
     texts = np.asarray(list(itertools.product(range(VOCAB), repeat=LENGTH)), np.int32)
     rows = np.concatenate([np.tile(prompt, (len(texts), 1)), texts], axis=1)
     cache = target.init_cache(len(rows), rows.shape[1] + 1)
     output, _ = target.apply(target.params, jnp.asarray(rows, jnp.int32), cache, None, ())
-    logits = np.asarray(output.logits, np.float64)[:, len(prompt) - 1 : -1] / 0.8
-    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    chosen = np.take_along_axis(log_probs, texts[:, :, None], axis=2)[:, :, 0]
+    logits = np.asarray(output.logits, np.float64)
+    seen = np.logical_or.accumulate(rows[:, :, None] == np.arange(VOCAB), axis=1)
+    laws = warped(logits, seen, **{name: values[index] for name, values in options.items()})
+    laws = laws[:, len(prompt) - 1 : -1]
+    chosen = np.take_along_axis(laws, texts[:, :, None], axis=2)[:, :, 0]
     law = {}
     for text, steps in zip(texts, chosen, strict=True):
         ends = np.flatnonzero(text == EOS)
         length = ends[0] + 1 if len(ends) else LENGTH
-        law[tuple(text[:length])] = float(np.exp(steps[:length].sum()))
+        law[tuple(text[:length])] = float(np.prod(steps[:length]))
     assert abs(sum(law.values()) - 1) < 1e-6
-    return law
+    return {text: probability for text, probability in law.items() if probability > 0}
 
 
 @functools.cache
@@ -58,9 +94,13 @@ def prompts_of(batch):
     return tokens, lengths
 
 
-def counted(target, drafter, rule, decodes):
-    """How often each text followed each prompt, and the accepted length."""
+def counted(target, drafter, rule, decodes, options):
+    """How often each text followed each prompt, and the statistics of the last batch."""
     tokens, lengths = prompts_of(BATCH)
+    prompt = np.arange(BATCH) % len(PROMPTS)
+    sampling = types.Sampling(
+        **{name: np.asarray(values)[prompt] for name, values in options.items()}
+    )
     counts, statistics = [{} for _ in PROMPTS], None
     for run in range(decodes // BATCH):
         result = specjax.generate(
@@ -70,7 +110,7 @@ def counted(target, drafter, rule, decodes):
             lengths=lengths,
             rule=rule,
             keys=jax.random.split(jax.random.key(run), BATCH),
-            sampling=SAMPLING,
+            sampling=sampling,
             eos=(EOS,),
             max_new_tokens=LENGTH,
             capacity=8,
@@ -102,35 +142,66 @@ def p_value(counts, law):
     return stats.chi2.sf(np.sum((seen - wanted) ** 2 / wanted), len(wanted) - 1)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(
-    ("rule", "make"),
-    [
-        ("token", lambda draft: drafters.model(draft, 3)),
-        ("block", lambda draft: drafters.model(draft, 3)),
-        ("block", lambda draft: drafters.model(draft, 3, stop_below=0.45)),
-        ("match", lambda draft: drafters.prompt_lookup(3, shortest=1)),
-    ],
-    ids=["token", "block", "block-stopping", "match"],
-)
-def test_a_million_decodes_have_the_law_of_the_target(kind, rule, make):
-    target, draft = MODELS[kind]
-    counts, statistics = counted(target, make(draft), rule, DECODES)
-    for prompt, count in zip(PROMPTS, counts, strict=True):
-        assert p_value(count, enumerated_law(target, prompt)) > 1e-9
-    # Several steps and unequal acceptance, or the test would say little.
+def checked(target, drafter, rule, decodes, options):
+    """Holds the decodes to the law; the statistics of the last batch."""
+    counts, statistics = counted(target, drafter, rule, decodes, options)
+    for index, count in enumerate(counts):
+        assert p_value(count, enumerated_law(target, index, options)) > 1e-9
     assert statistics is not None
+    return statistics
+
+
+def assert_unequal_acceptance(statistics):
+    """Several steps and unequal acceptance, or the test would say little."""
     assert 1.05 < statistics.tau < LENGTH - 1
     assert len(np.unique(np.asarray(statistics.target_steps))) > 2
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", SPECULATION)
+def test_a_million_decodes_have_the_law_of_the_target(kind, name):
+    target, draft = MODELS[kind]
+    rule, make = SPECULATION[name]
+    assert_unequal_acceptance(checked(target, make(draft), rule, DECODES, PLAIN))
+
+
+@pytest.mark.parametrize("name", ["token", "block", "match"])
+def test_warped_decodes_have_the_warped_law_of_the_target(name):
+    target, draft = MODELS["tabular"]
+    rule, make = SPECULATION[name]
+    assert_unequal_acceptance(checked(target, make(draft), rule, 2 * BATCH, WARPED))
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_the_bonus_of_a_target_that_drafts_for_itself_has_its_law(rule):
+    target, _ = MODELS["tabular"]
+    options = {"temperature": [0.6, 0.6, 0.6]}
+    statistics = checked(target, drafters.model(target, 3), rule, BATCH, options)
+    np.testing.assert_array_equal(statistics.accepted, statistics.tested)
+
+
+def test_every_warper_moves_the_warped_law():
+    """By 0.2 of the probability when one is left out, by 0.7 when temperature stands alone."""
+    target, _ = MODELS["tabular"]
+
+    def moved(options):
+        for index in range(len(PROMPTS)):
+            law = enumerated_law(target, index, WARPED)
+            other = enumerated_law(target, index, options)
+            yield sum(max(law[text] - other.get(text, 0.0), 0.0) for text in law)
+
+    assert min(moved({"temperature": WARPED["temperature"]})) > 0.7
+    for name in WARPED:
+        others = {other: values for other, values in WARPED.items() if other != name}
+        assert max(moved(others)) > 0.2, name
 
 
 def test_the_test_sees_a_wrong_residual():
     """Tokens after a rejection drawn from p instead of norm(max(p − q, 0))."""
     wrong = dataclasses.replace(verification.token.rule, residual=_law_at_node)
     target, draft = MODELS["tabular"]
-    counts, _ = counted(target, drafters.model(draft, 3), wrong, BATCH)
-    law = enumerated_law(target, PROMPTS[0])
-    assert p_value(counts[0], law) < 1e-9
+    counts, _ = counted(target, drafters.model(draft, 3), wrong, BATCH, PLAIN)
+    assert p_value(counts[0], enumerated_law(target, 0, PLAIN)) < 1e-9
 
 
 def _law_at_node(draft, target_log_probs, node):
