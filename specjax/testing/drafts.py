@@ -1,0 +1,194 @@
+"""What can be said of a draft on the host, and of many drafts of one text: complaints, or None.
+
+Leaves are numpy's (`jax.device_get`). A complaint names the row, the node and the values.
+"""
+
+import collections
+
+import numpy as np
+
+from specjax import trees, types
+from specjax.testing import chance
+
+__all__ = ["difference", "fault", "hidden_choice", "miscalibration"]
+
+
+def fault(draft: types.Draft, vocab_size: int, tolerance: float) -> str | None:
+    """What is wrong with a draft by itself: forms, ranges, topology, laws.
+
+    Args:
+      draft: B rows of N nodes.
+      vocab_size: V of the target.
+      tolerance: how far the mass of a law may be from 1.
+    """
+    batch, size = draft.tokens.shape
+    laws = draft.log_probs.shape[1]
+    wanted = {"tokens": np.int32, "present": np.bool_, "law": np.int32}
+    for name, dtype in wanted.items():
+        array = getattr(draft, name)
+        if array.shape != (batch, size) or array.dtype != dtype:
+            return (
+                f"{name} are {array.dtype}{list(array.shape)}, not "
+                f"{np.dtype(dtype).name}{[batch, size]}"
+            )
+    if draft.log_probs.shape != (batch, laws, vocab_size):
+        return f"log_probs have shape {draft.log_probs.shape}, not [B, R, V] with V={vocab_size}"
+    if draft.siblings not in ("independent", "distinct", "coupled"):
+        return f"siblings={draft.siblings!r} is unknown"
+    parents = _parents(draft)
+    for row in range(batch):
+        depth = [0]
+        for node in range(1, size + 1):
+            parent = int(parents[row, node - 1])
+            where = f"row {row}, node {node}"
+            if not 0 <= parent < node:
+                return f"{where}: the parent is {parent}, not in 0…{node - 1}"
+            depth.append(depth[parent] + 1)
+            if depth[-1] > draft.tree.max_depth:
+                return f"{where}: depth {depth[-1]}, and the tree's is {draft.tree.max_depth}"
+            if not draft.present[row, node - 1]:
+                continue
+            if parent and not draft.present[row, parent - 1]:
+                return f"{where} is present, and its parent {parent} is not"
+            complaint = _law_fault(draft, row, node, tolerance)
+            if complaint is not None:
+                return f"{where}: {complaint}"
+    return None
+
+
+def _law_fault(draft: types.Draft, row: int, node: int, tolerance: float) -> str | None:
+    """What is wrong with the token of a present node and its law."""
+    laws, vocab_size = draft.log_probs.shape[1:]
+    token, law = int(draft.tokens[row, node - 1]), int(draft.law[row, node - 1])
+    if not 0 <= token < vocab_size:
+        return f"token {token} is none of the vocabulary 0…{vocab_size - 1}"
+    if not -1 <= law < laws:
+        return f"law {law} is none of the {laws} in log_probs, nor −1"
+    if law < 0:
+        return None
+    mass = float(np.exp(draft.log_probs[row, law].astype(np.float64)).sum())
+    # Written so that a NaN is complained of.
+    if not abs(mass - 1) <= tolerance:
+        return f"law {law} has mass {mass:.6g}, not 1"
+    if draft.siblings == "distinct":
+        earlier = _earlier_siblings(draft, row, node)
+        twins = [other for other in earlier if draft.tokens[row, other - 1] == token]
+        if twins:
+            return (
+                f"token {token} is also that of its sibling {twins[0]}, drawn without replacement"
+            )
+    if draft.log_probs[row, law, token] == -np.inf:
+        return f"token {token} was drawn, and has probability 0 under law {law}"
+    return None
+
+
+def _parents(draft: types.Draft) -> np.ndarray:
+    return np.broadcast_to(np.asarray(trees.parents(draft.tree)), draft.tokens.shape)
+
+
+def _earlier_siblings(draft: types.Draft, row: int, node: int) -> list[int]:
+    parents = _parents(draft)[row]
+    return [
+        other
+        for other in range(1, node)
+        if parents[other - 1] == parents[node - 1] and draft.present[row, other - 1]
+    ]
+
+
+def difference(
+    found: types.Draft, row: int, wanted: types.Draft, other: int, tolerance: float
+) -> str | None:
+    """Where row `row` of a draft first differs from row `other` of another, and how.
+
+    Absent nodes are alike whatever they hold. Laws are compared as probabilities.
+    """
+    there, here = _parents(wanted), _parents(found)
+    for node in range(1, found.tokens.shape[1] + 1):
+        index = node - 1
+        present = bool(found.present[row, index]), bool(wanted.present[other, index])
+        if present[0] != present[1]:
+            states = ["absent", "present"]
+            return f"node {node} is {states[present[0]]}, not {states[present[1]]}"
+        if not present[0]:
+            continue
+        if here[row, index] != there[other, index]:
+            return f"node {node} has parent {here[row, index]}, not {there[other, index]}"
+        laws = _law(found, row, index), _law(wanted, other, index)
+        if (laws[0] is None) != (laws[1] is None):
+            kinds = ["drawn from a law", "deterministic"]
+            return f"node {node} is {kinds[laws[0] is None]}, not {kinds[laws[1] is None]}"
+        if laws[0] is not None and laws[1] is not None:
+            gap = float(np.max(np.abs(laws[0] - laws[1])))
+            if not gap <= tolerance:
+                return f"the law of node {node} differs by {gap:.3g} (tolerance {tolerance:.3g})"
+        tokens = int(found.tokens[row, index]), int(wanted.tokens[other, index])
+        if tokens[0] != tokens[1]:
+            return f"node {node} is token {tokens[0]}, not {tokens[1]}"
+    return None
+
+
+def _law(draft: types.Draft, row: int, index: int) -> np.ndarray | None:
+    """Probabilities [V], None for a deterministic node."""
+    law = draft.law[row, index]
+    return None if law < 0 else np.exp(draft.log_probs[row, law].astype(np.float64))
+
+
+def hidden_choice(draft: types.Draft, texts: int) -> str | None:
+    """Whether a drawn node is present in one row and absent in another that had drawn alike so far.
+
+    Then the node's own token decided, or a draw that no law knows of. Rows whose numbers agree
+    modulo `texts` draft for one text, under keys of their own.
+    """
+    parents = _parents(draft)
+    shown = np.where(draft.present, draft.tokens, -1)
+    for node in range(1, draft.tokens.shape[1] + 1):
+        index = node - 1
+        answers = collections.defaultdict(dict)
+        for row in range(draft.tokens.shape[0]):
+            if draft.law[row, index] < 0:
+                continue
+            before = (row % texts, tuple(shown[row, :index]), tuple(parents[row, :node]))
+            answers[before].setdefault(bool(draft.present[row, index]), row)
+        for (_, tokens, _), rows in answers.items():
+            if len(rows) > 1:
+                own = [int(draft.tokens[rows[answer], index]) for answer in (True, False)]
+                return (
+                    f"after the same drafted tokens {[int(token) for token in tokens]} node {node} "
+                    f"is present as token {own[0]} and absent as token {own[1]}; presence may "
+                    "depend on what was drawn before a node, never on its own token"
+                )
+    return None
+
+
+def miscalibration(draft: types.Draft) -> str | None:
+    """Whether tokens came too often, or too seldom, for the laws named as their nodes'.
+
+    Counted by token and by how likely it is among its law's. The rows draft under keys of their
+    own.
+    """
+    vocab_size = draft.log_probs.shape[2]
+    for node in range(1, draft.tokens.shape[1] + 1):
+        index = node - 1
+        counts, expected, variance = np.zeros((3, 2, vocab_size))
+        for row in np.flatnonzero(draft.present[:, index]).tolist():
+            law = _law(draft, row, index)
+            if law is None:
+                continue
+            if draft.siblings == "distinct":
+                earlier = _earlier_siblings(draft, row, node)
+                law[draft.tokens[row, [other - 1 for other in earlier]]] = 0.0
+                law /= law.sum()
+            token, order = draft.tokens[row, index], np.argsort(-law, kind="stable")
+            counts[[0, 1], [token, int(np.argmax(order == token))]] += 1
+            both = np.stack([law, law[order]])
+            expected, variance = expected + both, variance + both * (1 - both)
+        surprise = chance.surprise(counts, expected, variance)
+        way, worst = np.unravel_index(np.argmax(surprise), surprise.shape)
+        if surprise[way, worst] > chance.LIMIT:
+            likely = "the likeliest" if worst == 0 else f"number {worst + 1} by likelihood"
+            name = f"{likely} token of its law" if way else f"token {worst}"
+            return (
+                f"node {node} is {name} in {int(counts[way, worst])} of {int(counts[0].sum())} "
+                f"drafts, where by its laws {expected[way, worst]:.1f} were to be expected"
+            )
+    return None
