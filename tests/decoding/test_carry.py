@@ -38,7 +38,7 @@ def loop(drafter, rule, batch):
     rule = decoding.rule_for(TARGET, drafter, rule)
     steps = jnp.int32(9)
     lowered = generation._run.lower(TARGET, drafter, request, state, statistics, steps, rule)
-    return lowered.compile().as_text()
+    return str(lowered.compile().as_text())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
