@@ -1,9 +1,10 @@
-"""Every drafter against the contract, and the contract's checker against drafters that break it."""
+"""Every drafter keeps the contract, and so do toys of kinds that the library has none of yet."""
 
 import jax
 import pytest
 
 from specjax import drafters, testing
+from tests.testing import toys
 
 DRAFTERS = {
     "lookup": lambda: (drafters.prompt_lookup(4, shortest=1), toys.tabular(0)),
