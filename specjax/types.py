@@ -325,10 +325,11 @@ class VerificationRule:
       name: as in reports.
       check: `(draft) -> None`, raises ValueError for a draft that the rule cannot take.
       accept: `(draft, target_log_probs[B,N+1,V]) -> [B,N]`, the probability that a node is accepted
-        given that its parent was and its earlier siblings were not; 0 for an absent node.
-        `target_log_probs[:, i]` is the warped law after node i.
+        given that its parent was and its earlier siblings were not; 0 for an absent node, and for
+        one below a dead end. `target_log_probs[:, i]` is the warped law after node i, −inf
+        everywhere at a dead end. In the dtype of the laws.
       residual: `(draft, target_log_probs, node[B]) -> [B,V]`, log-law of the next token when the
-        walk stops at `node`.
+        walk stops at `node`; −inf everywhere at a dead end.
       draw: None, or `(keys[B], length[B], draft, target_log_probs) -> int32[B,N+1]`, the target's
         token after each node; a node is then accepted when it equals the draw at its parent, and
         the next token is the draw where the walk stops. `accept` and `residual` still give the law,
@@ -352,7 +353,7 @@ class Context:
       tokens: int32[B, S], committed text; only the first `length` count.
       length: int32[B], committed tokens, the last one (the root) included.
       active: bool[B], rows that take part in this step; a drafter's state must not change for the
-        others.
+        others (slots beyond what it holds of the text may).
       sampling: the request's sampling.
       target: the target model.
       cache: the target's cache, which holds every committed token but the last.

@@ -123,6 +123,7 @@ class _Check:
             if not remembers:
                 self.fresh(moment)
             if self.history:
+                self.active_rows(self.history[-1], moment)
                 self.still_rows(self.history[-1], moment)
             self.history.append(moment)
         self.demand(
@@ -157,6 +158,20 @@ class _Check:
                 where = f"{where}, {moment.info.accepted[row]} accepted in the last"
             than = f", as after a fresh prefill of its {length} tokens"
             self.same(where, moment.draft, row, wanted, row, than)
+
+    def active_rows(self, before, moment):
+        """A step drafts for its active rows what it would with all rows active, and no others."""
+        if moment.info is None:
+            return
+        made = jax.device_get(moment.state.drafter.draft)
+        for row, active in enumerate(np.asarray(moment.info.active)):
+            where = f"{moment.name}, row {row}"
+            if active:
+                than = ", as in a step of all rows"
+                self.same(where, made, row, before.draft, row, than)
+            else:
+                drafted = int(moment.info.drafted[row])
+                self.demand(drafted == 0, f"{where}: is inactive, and {drafted} drafts count")
 
     def still_rows(self, before, moment):
         """A row that took no part drafts what it did before, and its state is what it was."""

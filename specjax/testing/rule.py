@@ -138,11 +138,10 @@ class _Check:
             ) from error
         return None
 
-    def answers(self, case, keys, length=None):
-        length = self.length if length is None else length
+    def answers(self, case, keys):
         weight = jnp.asarray(self.random.standard_normal(case.target.shape), jnp.float32)
         try:
-            found = _answers(self.rule, keys, length, case.draft, case.target, weight)
+            found = _answers(self.rule, keys, self.length, case.draft, case.target, weight)
         except (TypeError, ValueError, IndexError) as error:
             raise AssertionError(
                 f"rule {self.rule.name!r}: takes {case.name}, and fails on them: {error}"

@@ -140,6 +140,7 @@ def test_a_simple_drafter_passes():
     [
         ("batch index", "row 1 as row 0 of another batch: node 1 is token"),
         ("others", "node 1 is token"),
+        ("active rows", "turn 1, .*: node 1 is token ., not ., as in a step of all rows"),
         ("batch size", "turn 1, after 0 steps, row 3 as row 0 alone: node 1 is token"),
     ],
 )

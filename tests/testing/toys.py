@@ -220,6 +220,8 @@ class Simple:
             offset = offset + jnp.sum(context.length)
         if self.damage == "batch size":
             offset = offset + batch
+        if self.damage == "active rows":
+            offset = offset + jnp.sum(context.active)
         if self.damage == "state":
             # A row of the state may be a number or slots of a text.
             offset = offset + state.reshape(batch, -1)[:, :1]
