@@ -13,7 +13,15 @@ from specjax import types, verification
 from specjax.decoding import plain, requests, speculative, start
 from specjax.decoding import state as states
 
-__all__ = ["TokenStream", "autoregressive", "decode", "generate", "rule_for", "stream"]
+__all__ = [
+    "TokenStream",
+    "autoregressive",
+    "decode",
+    "first_draft",
+    "generate",
+    "rule_for",
+    "stream",
+]
 
 
 def generate(
@@ -181,8 +189,18 @@ def _form(target, drafter, rule: str | types.VerificationRule | None) -> _Form:
 # Compiled only so that the drafter is traced once: the program is empty.
 @functools.partial(jax.jit, static_argnames=("rule",))
 def _traced_form(target, drafter, rule: types.VerificationRule | None) -> _Form:
+    draft = first_draft(target, drafter)
+    rule = verification.default_rule(draft) if rule is None else rule
+    verification.check(rule, draft)
+    return _Form(rule, draft.tree.max_depth)
+
+
+def first_draft(target: types.LanguageModel, drafter: types.Drafter) -> types.Draft:
+    """What the drafter drafts for a text of one token, in a batch of one.
+
+    To be traced for its form (`jax.eval_shape`): nothing of it depends on any request.
+    """
     one = jnp.ones((1,), jnp.int32)
-    keys = requests.request_keys(None, None, 1)
     slots = drafter.nodes + 2
     context = types.Context(
         tokens=jnp.zeros((1, slots), jnp.int32),
@@ -193,10 +211,8 @@ def _traced_form(target, drafter, rule: types.VerificationRule | None) -> _Form:
         cache=target.init_cache(1, 2 * slots),
     )
     memory = drafter.init(drafter.params, 1, 2 * slots)
-    draft, _ = drafter.propose(drafter.params, memory, context, keys)
-    rule = verification.default_rule(draft) if rule is None else rule
-    verification.check(rule, draft)
-    return _Form(rule, draft.tree.max_depth)
+    keys = requests.request_keys(None, None, 1)
+    return drafter.propose(drafter.params, memory, context, keys)[0]
 
 
 _run = jax.jit(speculative.run, static_argnames=("rule",), donate_argnames=("state", "statistics"))

@@ -104,7 +104,7 @@ class _Check:
 
     def form_of_draft(self) -> types.Draft:
         """The form of a draft, held against what the drafter says of itself."""
-        form = driving.outline(self.target, self.drafter)
+        form = jax.eval_shape(decoding.first_draft, self.target, self.drafter)
         nodes, size = self.drafter.nodes, form.tree.size
         self.demand(size == nodes, f"nodes={nodes}, but its drafts have N={size}")
         given, vocab_size = form.log_probs.shape[2], self.target.vocab_size

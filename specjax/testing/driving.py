@@ -18,7 +18,7 @@ from flax import struct
 from specjax import decoding, types
 from specjax.testing import script
 
-__all__ = ["Driver", "Moment", "Row", "outline", "rows_of"]
+__all__ = ["Driver", "Moment", "Row", "rows_of"]
 
 _CHUNK = 4
 _TEMPERATURES = (1.0, 0.0, 0.7, 1.4)
@@ -94,7 +94,7 @@ class Driver:
 
     Args:
       target, drafter: as given to `check_drafter`.
-      form: the drafter's `outline`.
+      form: what the drafter drafts, abstractly.
       keys: typed keys, to which the rows' indices refer.
       capacity: slots of a text.
     """
@@ -183,27 +183,6 @@ class Driver:
             return drafter.init(drafter.params, batch, capacity)
 
         return [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(init, self.drafter.params))]
-
-
-def outline(target: types.LanguageModel, drafter: types.Drafter) -> types.Draft:
-    """The form of a draft of one row, without computing anything."""
-
-    def first(target, drafter):
-        slots = drafter.nodes + 2
-        one = jnp.ones((1,), jnp.int32)
-        context = types.Context(
-            tokens=jnp.zeros((1, slots), jnp.int32),
-            length=one,
-            active=one > 0,
-            sampling=types.Sampling(jnp.zeros((1,), jnp.float32)),
-            target=target,
-            cache=target.init_cache(1, 2 * slots),
-        )
-        state = drafter.init(drafter.params, 1, 2 * slots)
-        keys = jnp.broadcast_to(jax.random.key(0), (1,))
-        return drafter.propose(drafter.params, state, context, keys)[0]
-
-    return jax.eval_shape(first, target, drafter)
 
 
 @struct.dataclass
