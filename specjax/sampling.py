@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax import trees, types
+from specjax import trees, truncation, types
 
 __all__ = [
     "Stream",
@@ -25,6 +25,7 @@ __all__ = [
     "warp",
 ]
 
+# Vocabularies are scanned in blocks of this many tokens: a maximum a block, then one block alone.
 _BLOCK = 128
 
 
@@ -117,29 +118,23 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
         logits = jnp.where(allowed | ~possible, logits, -jnp.inf)
 
     temperature = rows(sampling.temperature).astype(logits.dtype)
-    best = greedy(logits)
+    best = greedy(logits)[:, :, None]
 
     def sampled():
-        # With the maximum taken off first, no temperature overflows.
+        # With the maximum taken off first, no temperature overflows; the best score is then 0.
         scale = jnp.where(temperature > 0, temperature, 1)
-        scores = (logits - jnp.max(logits, axis=-1, keepdims=True)) / scale
-        if sampling.top_k is not None:
-            top_k = rows(sampling.top_k)
-            least = _quantile(scores, jnp.ones_like(scores), top_k.astype(scores.dtype))
-            scores = jnp.where((scores >= least) | (top_k == 0), scores, -jnp.inf)
-        if sampling.top_p is not None:
-            top_p = rows(sampling.top_p).astype(scores.dtype)
-            mass = jax.nn.softmax(scores, axis=-1)
-            least = _quantile(scores, mass, top_p)
-            scores = jnp.where((scores >= least) | (top_p >= 1), scores, -jnp.inf)
-        if sampling.min_p is not None:
-            floor = jnp.log(rows(sampling.min_p).astype(scores.dtype))
-            scores = jnp.where(scores >= floor, scores, -jnp.inf)
-        return jnp.where(temperature > 0, jax.nn.log_softmax(scores, axis=-1), one_hot())
+        scores = (logits - jnp.take_along_axis(logits, best, axis=-1)) / scale
+        fields = sampling.top_k, sampling.top_p, sampling.min_p
+        given = [None if field is None else rows(field) for field in fields]
+        # A NaN is kept: it is a fault, and must not look like a dead end.
+        kept = ~(scores < truncation.least_kept(scores, temperature > 0, *given))
+        total = jnp.sum(jnp.where(kept, jnp.exp(scores), 0), axis=-1, keepdims=True)
+        law = jnp.where(kept, scores - jnp.log(total), -jnp.inf)
+        return jnp.where(temperature > 0, law, one_hot())
 
     def one_hot():
         tokens = jnp.arange(vocab_size, dtype=best.dtype)[None, None]
-        return jnp.where(tokens == best[:, :, None], 0.0, -jnp.inf).astype(logits.dtype)
+        return jnp.where(tokens == best, 0.0, -jnp.inf).astype(logits.dtype)
 
     # An all-greedy batch needs no exponentials.
     log_probs = jax.lax.cond(jnp.any(temperature > 0), sampled, one_hot)
@@ -148,7 +143,9 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
 
 def greedy(log_probs: jax.Array) -> jax.Array:
     """The most probable token, ties to the lowest: int32[...] from [..., V]."""
-    return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+    blocks = _in_blocks(log_probs)
+    block = _first_best(jnp.max(blocks, axis=-1))
+    return block * _BLOCK + _first_best(_one_block(blocks, block))
 
 
 def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -158,24 +155,11 @@ def position_noise(keys: jax.Array, position: jax.Array, tokens: jax.Array) -> j
     can be drawn alone and vocabulary shards agree.
 
     Args:
-      keys: request keys[B]; folded, not consumed.
+      keys: request keys[B], threefry2x32; folded, not consumed.
       position: int32[B, T], counted from the first prompt token.
       tokens: int32[M], token ids.
     """
-    spread = jnp.broadcast_to(keys[:, None], position.shape)
-    at_position = derive(spread, Stream.TARGET, position)
-
-    def one(key, token):
-        return jax.random.bits(jax.random.fold_in(key, token), dtype=jnp.uint32)
-
-    bits = jax.vmap(jax.vmap(lambda key: jax.vmap(lambda token: one(key, token))(tokens)))(
-        at_position
-    )
-    # A winner of the race has a small exponential. Taken from the small end of the uniform, it
-    # keeps 32 bits of resolution; 1 − u would leave 24, and visibly bend a flat law over a large
-    # vocabulary.
-    uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-    return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24))))
+    return _gumbel(_words(keys, position)[:, :, None], tokens[None, None])
 
 
 def draw_target(
@@ -183,37 +167,33 @@ def draw_target(
 ) -> jax.Array:
     """The target's own tokens, argmax(log p + Gumbel noise): int32[B, T]; −1 at a dead end.
 
-    The same request key gives the same token at the same position and law, in any program. Noise is
-    drawn for the columns in which some row wants a draw from a law that is not one-hot.
+    The same request key gives the same token at the same position and law, in any program. No noise
+    is drawn where every wanted law is one-hot.
 
     Args:
-      keys: request keys[B]; folded, not consumed.
+      keys: request keys[B], threefry2x32; folded, not consumed.
       position: int32[B, T], of the token to draw, counted from the first prompt token.
       log_probs: [B, T, V], warped laws.
       wanted: bool[B, T], draws that anyone will read; None wants all. The others have no meaning.
     """
-    batch, count, vocab_size = log_probs.shape
-    position = jnp.broadcast_to(position, (batch, count))
-    highest = jnp.max(log_probs, axis=-1)
+    best = greedy(log_probs)
+    highest = jnp.take_along_axis(log_probs, best[:, :, None], axis=-1)[:, :, 0]
     is_random = (highest < 0) & (highest > -jnp.inf)
     if wanted is not None:
         is_random = is_random & wanted
-    tokens = jnp.arange(vocab_size, dtype=jnp.int32)
 
-    def column(index):
-        law = jax.lax.dynamic_index_in_dim(log_probs, index, axis=1)
-        place = jax.lax.dynamic_index_in_dim(position, index, axis=1)
+    def sampled():
+        words = _words(keys, jnp.broadcast_to(position, best.shape))[:, :, None]
+        blocks = _in_blocks(log_probs)
+        within = jnp.arange(_BLOCK, dtype=jnp.int32)[None, None]
+        tokens = jnp.arange(blocks.shape[2], dtype=jnp.int32)[None, None, :, None] * _BLOCK
+        noise = _gumbel(words[:, :, None], tokens + within[:, :, None]).astype(blocks.dtype)
+        block = _first_best(jnp.max(blocks + noise, axis=-1))
+        # Drawing one block's noise again is cheaper than keeping that of all.
+        noise = _gumbel(words, block[:, :, None] * _BLOCK + within).astype(blocks.dtype)
+        return block * _BLOCK + _first_best(_one_block(blocks, block) + noise)
 
-        def sampled():
-            return greedy(law + position_noise(keys, place, tokens).astype(law.dtype))[:, 0]
-
-        return jax.lax.cond(
-            jnp.any(jax.lax.dynamic_index_in_dim(is_random, index, axis=1)),
-            sampled,
-            lambda: greedy(law)[:, 0],
-        )
-
-    drawn = jax.lax.map(column, jnp.arange(count, dtype=jnp.int32)).T
+    drawn = jax.lax.cond(jnp.any(is_random), sampled, lambda: best)
     # Only a law of nothing but −inf is a dead end; a NaN is a fault, and must not look like one.
     return jnp.where(highest == -jnp.inf, -1, drawn)
 
@@ -286,31 +266,60 @@ def _seen(past: types.History, vocab_size: int) -> jax.Array:
     return seen.at[row[:, :, None], node, path].set(True, mode="drop")
 
 
-def _quantile(values: jax.Array, weights: jax.Array, mass: jax.Array) -> jax.Array:
-    """The largest value v of a row [V] such that entries of at least v weigh `mass` or more.
+def _in_blocks(values: jax.Array) -> jax.Array:
+    """[..., V] as [..., blocks, _BLOCK], the last block filled up with −inf."""
+    rest = -values.shape[-1] % _BLOCK
+    if rest:
+        padding = [(0, 0)] * (values.ndim - 1) + [(0, rest)]
+        values = jnp.pad(values, padding, constant_values=-jnp.inf)
+    return values.reshape(*values.shape[:-1], -1, _BLOCK)
 
-    Found by bisection over the bit patterns of the floats, which order as the floats do: as many
-    passes as the type has bits, and no sort. −inf (keep everything) where all entries together
-    weigh less than `mass`.
+
+def _one_block(blocks: jax.Array, block: jax.Array) -> jax.Array:
+    """The chosen block of each row: [..., _BLOCK] from [..., blocks, _BLOCK] and int32[...]."""
+    return jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+
+
+def _first_best(values: jax.Array) -> jax.Array:
+    """The index of the largest value, ties to the lowest: int32[...]. For short rows: it is slow.
+
+    An argmax keeps the compiler from vectorising, and whatever is fused into it with it; hence the
+    maximum of each block first, and this only among maxima and within one block.
     """
-    bits = jnp.finfo(values.dtype).bits
-    integer = jnp.int32 if bits == 32 else jnp.int64
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
 
-    def ordered(x):
-        pattern = jax.lax.bitcast_convert_type(x, integer)
-        return jnp.where(pattern < 0, pattern ^ jnp.iinfo(integer).max, pattern)
 
-    codes = ordered(values)
+def _words(keys: jax.Array, position: jax.Array) -> jax.Array:
+    """The two words of the target's key at each position: uint32[B, T, 2]."""
+    spread = jnp.broadcast_to(keys[:, None], position.shape)
+    return jax.random.key_data(derive(spread, Stream.TARGET, position))
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        enough = jnp.sum(jnp.where(codes >= middle, weights, 0), axis=-1, keepdims=True) >= mass
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    shape = (*values.shape[:-1], 1)
-    low = jnp.full(shape, ordered(jnp.asarray(-jnp.inf, values.dtype)))
-    high = jnp.full(shape, ordered(jnp.asarray(jnp.inf, values.dtype)))
-    low, _ = jax.lax.fori_loop(0, bits, halve, (low, high))
-    pattern = jnp.where(low < 0, low ^ jnp.iinfo(integer).max, low)
-    return jax.lax.bitcast_convert_type(pattern, values.dtype)
+def _gumbel(words: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Gumbel noise of tokens, int32[...], each under a key, uint32[..., 2]: float32[...]."""
+    bits = _folded_word(words, tokens)
+    # A winner of the race has a small exponential. Taken from the small end of the uniform, it
+    # keeps 32 bits of resolution; 1 − u would leave 24, and visibly bend a flat law over a large
+    # vocabulary.
+    uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24))))
+
+
+def _folded_word(words: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The last word of `fold_in(key, token)`: uint32[...], 32 random bits.
+
+    One block of Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy
+    as 1, 2, 3"), written out: that of `jax.random` is a loop on CPU, which keeps a whole vocabulary
+    of words in memory between rounds, where this fuses with what reads it.
+    """
+    first, second = words[..., 0], words[..., 1]
+    schedule = first, second, first ^ second ^ jnp.uint32(0x1BD11BDA)
+    left, right = jnp.broadcast_arrays(first, tokens.astype(jnp.uint32) + second)
+    for group in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            left = left + right
+            right = (right << jnp.uint32(rotation)) | (right >> jnp.uint32(32 - rotation))
+            right = right ^ left
+        left = left + schedule[(group + 1) % 3]
+        right = right + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return right

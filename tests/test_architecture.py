@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
     "trees",
     "types",
+    "truncation",
     "sampling",
     "caches",
     "models",

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 
 from specjax import sampling, trees, types
@@ -112,17 +113,77 @@ def test_categorical_of_a_one_hot_law_is_certain():
     np.testing.assert_array_equal(sampling.categorical(keys, mixed)[:3], tokens[:3])
 
 
-def test_draw_target_draws_from_its_law():
-    log_probs = law_with_gaps(12)
+# One block of the vocabulary, and more than two, the last of them in part.
+@pytest.mark.parametrize("vocab_size", [12, 300])
+def test_draw_target_draws_from_its_law(vocab_size):
+    log_probs = law_with_gaps(vocab_size)
 
     @jax.jit
     def draw(keys):
         position = jnp.broadcast_to(jnp.arange(1000, dtype=jnp.int32), (keys.shape[0], 1000))
-        laws_everywhere = jnp.broadcast_to(log_probs, (*position.shape, 12))
+        laws_everywhere = jnp.broadcast_to(log_probs, (*position.shape, vocab_size))
         return sampling.draw_target(keys, position, laws_everywhere)
 
     keys = jax.random.split(jax.random.key(2), (10, 100))
     assert_drawn_from([draw(part) for part in keys], log_probs)
+
+
+SIZES = (1, 2, 5, 127, 128, 129, 256, 700)
+
+
+@pytest.mark.parametrize("vocab_size", SIZES)
+def test_draw_target_is_the_argmax_of_law_and_noise(vocab_size):
+    keys = jax.random.split(jax.random.key(10), 3)
+    position = jnp.arange(600, dtype=jnp.int32).reshape(3, 200)
+    noise = sampling.position_noise(keys, position, jnp.arange(vocab_size, dtype=jnp.int32))
+    for spread in (0.0, 1.0, 6.0):
+        shape = (*position.shape, vocab_size)
+        law = jax.nn.log_softmax(spread * jax.random.normal(jax.random.key(11), shape), axis=-1)
+        found = jax.jit(sampling.draw_target)(keys, position, law)
+        np.testing.assert_array_equal(found, jnp.argmax(law + noise, axis=-1))
+
+
+def test_a_draw_is_the_same_alone_and_beside_laws_of_other_kinds():
+    laws = np.array(some_laws(5, 2, 300))
+    laws[2] = -np.inf
+    laws[3, :, 40:] = -np.inf
+    laws[4] = -np.log(300)
+    keys = jax.random.split(jax.random.key(12), 5)
+    position = jnp.arange(10, dtype=jnp.int32).reshape(5, 2)
+    together = sampling.draw_target(keys, position, jnp.asarray(laws))
+    np.testing.assert_array_equal(together[1], laws[1].argmax(-1))
+    np.testing.assert_array_equal(together[2], -1)
+    for row, column in np.ndindex(5, 2):
+        here = np.s_[row : row + 1, column : column + 1]
+        key = jax.random.clone(keys)[row : row + 1]
+        alone = sampling.draw_target(key, position[here], jnp.asarray(laws[here]))
+        np.testing.assert_array_equal(alone[0, 0], together[row, column])
+
+
+@pytest.mark.parametrize("vocab_size", SIZES)
+def test_greedy_is_the_first_of_the_best(vocab_size):
+    generator = np.random.default_rng(13)
+    # Of so few values the best stands in many places, most often in several blocks.
+    values = generator.integers(-3, 2, (50, 2, vocab_size)).astype(np.float32)
+    values[0] = -np.inf
+    found = jax.jit(sampling.greedy)(values)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, np.argmax(values, axis=-1))
+    np.testing.assert_array_equal(sampling.greedy(jnp.asarray(values[7, 1])), found[7, 1])
+
+
+def test_noise_comes_from_the_key_folded_with_the_token():
+    """Against `jax.random`, whose Threefry is held to published vectors."""
+    keys = jax.random.split(jax.random.key(14), 2)
+    position = jnp.asarray([[0, 3], [2**31 - 1, 8]], jnp.int32)
+    tokens = jnp.asarray([0, 1, 49151, 2**31 - 1], jnp.int32)
+    noise = sampling.position_noise(keys, position, tokens)
+    for row, column, place in np.ndindex(noise.shape):
+        key = jax.random.clone(keys)[row]
+        key = sampling.derive(key, Stream.TARGET, position[row, column])
+        word = int(jax.random.key_data(jax.random.fold_in(key, tokens[place]))[1])
+        wanted = -np.log(-np.log1p(-(word + 0.5) * 2.0**-32))
+        np.testing.assert_allclose(noise[row, column, place], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_draw_target_is_the_argmax_of_a_one_hot_law():

@@ -60,7 +60,7 @@ def assemble(
       source: file or folder, for messages.
 
     Returns:
-      The nested dict of arrays of `transformer.parameter_shapes(config)`; kernels [in, out].
+      The nested dict of arrays of `transformer.parameter_shapes(config)`.
 
     Raises:
       ValueError: a tensor is missing, is one too many, has another shape, or holds a number that is
@@ -71,12 +71,11 @@ def assemble(
         name_of(path): (path, leaf) for path, leaf in _leaves(transformer.parameter_shapes(config))
     }
     _check_names(set(expected), set(shapes), source)
-    for name, (path, leaf) in expected.items():
-        wanted = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
-        if tuple(shapes[name]) != tuple(wanted):
+    for name, (_, leaf) in expected.items():
+        if tuple(shapes[name]) != leaf.shape:
             raise ValueError(
                 f"{source}: tensor {name!r} has shape {tuple(shapes[name])}, but the file's own "
-                f"configuration asks for {tuple(wanted)}"
+                f"configuration asks for {leaf.shape}"
             )
 
     def parameter(name: str) -> jnp.ndarray:
@@ -88,7 +87,7 @@ def assemble(
                 f"{source}: tensor {name!r} holds numbers that are not finite in {dtype.name}; the "
                 "file is corrupt or the dtype too narrow"
             )
-        return jnp.asarray(values.T if expected[name][0][-1] == "kernel" else values)
+        return jnp.asarray(values)
 
     params: dict[Any, Any] = {}
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax import caches, trees, types
+from specjax.models import attention, rotary
 from specjax.models import config as configs
-from specjax.models import rotary
+from specjax.models import policy as policies
 
 __all__ = [
     "Attention",
     "FeedForward",
     "Layer",
+    "Linear",
     "Transformer",
     "init_params",
     "language_model",
@@ -29,65 +31,74 @@ __all__ = [
 ]
 
 
-# From jax 0.11 on, the CPU backend multiplies one row more slowly than two.
-_ONE_TOKEN_IS_SLOW = jax.__version_info__ >= (0, 11)
+class Linear(nnx.Module):
+    """A product with a kernel [out, in], the way checkpoints store it, of columns [in, N].
+
+    Tokens stand as columns because weights, the large factor, are read fastest from the left.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
+        self.kernel = nnx.Param(jnp.zeros((outputs, inputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+
+    def __call__(self, columns, policy):
+        if columns.shape[1] == 1:
+            product = _times_vector(self.kernel[...], columns[:, 0], policy)[:, None]
+        else:
+            product = self.kernel[...] @ columns
+        return product if self.bias is None else product + self.bias[...][:, None]
+
+
+def _times_vector(kernel: jax.Array, vector: jax.Array, policy: policies.Policy) -> jax.Array:
+    """kernel[out, in] times vector[in], in parts side by side: [out]."""
+    outputs, inputs = kernel.shape
+    parts = policy.vector_parts if outputs % policy.vector_parts == 0 else 1
+    split = kernel.reshape(parts, outputs // parts, inputs)
+    return jnp.einsum("poi,pi->po", split, jnp.broadcast_to(vector, (parts, inputs))).reshape(-1)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention over cache and new tokens (Ainslie et al. 2023, arXiv 2305.13245)."""
+    """Projections and rotary positions around `attention.attend`."""
 
-    def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: configs.TransformerConfig):
         self.config = config
         queries = config.num_heads * config.head_size
         shared = config.num_kv_heads * config.head_size
         width, bias = config.hidden_size, config.qkv_bias
-        self.query = nnx.Linear(width, queries, use_bias=bias, rngs=rngs)
-        self.key = nnx.Linear(width, shared, use_bias=bias, rngs=rngs)
-        self.value = nnx.Linear(width, shared, use_bias=bias, rngs=rngs)
-        self.output = nnx.Linear(queries, width, use_bias=config.output_bias, rngs=rngs)
+        self.query = Linear(width, queries, bias=bias)
+        self.key = Linear(width, shared, bias=bias)
+        self.value = Linear(width, shared, bias=bias)
+        self.output = Linear(queries, width, bias=config.output_bias)
 
-    def __call__(self, hidden, rotation, old, masks):
-        """hidden[B,T,H], old keys and values [B,KV,S,D] -> ([B,T,H], new ones [B,T,KV,D])."""
+    def __call__(self, columns, rotation, old, masks, filled, policy):
+        """columns[H,B·T], old keys and values [B,KV,S,D] -> ([H,B·T], new ones [B,T,KV,D])."""
         config = self.config
-        batch, count, _ = hidden.shape
-        split = (batch, count, -1, config.head_size)
-        query = rotary.rotate(self.query(hidden).reshape(split), *rotation)
-        key = rotary.rotate(self.key(hidden).reshape(split), *rotation)
-        value = self.value(hidden).reshape(split)
-        # Query heads that share a key head are laid side by side: one product a key head.
-        groups = config.num_heads // config.num_kv_heads
-        query = query.reshape(batch, count, config.num_kv_heads, groups, config.head_size)
-        query = query.transpose(0, 2, 3, 1, 4) * config.head_size**-0.5
+        batch, count = rotation[0].shape[:2]
 
-        old_key, old_value = old
-        old_mask, new_mask = masks
-        to_old = jnp.einsum("bkgtd,bksd->bkgts", query, old_key)
-        to_new = jnp.einsum("bkgtd,bukd->bkgtu", query, key)
-        scores = jnp.concatenate(
-            [
-                jnp.where(old_mask[:, None, None], to_old, -jnp.inf),
-                jnp.where(new_mask[:, None, None], to_new, -jnp.inf),
-            ],
-            axis=-1,
-        )
-        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(hidden.dtype)
-        capacity = old_key.shape[2]
-        mixed = jnp.einsum("bkgts,bksd->btkgd", weights[..., :capacity], old_value)
-        mixed = mixed + jnp.einsum("bkgtu,bukd->btkgd", weights[..., capacity:], value)
-        return self.output(mixed.reshape(batch, count, -1)), (key, value)
+        def heads(projection):
+            product = projection(columns, policy).reshape(-1, config.head_size, batch, count)
+            return product.transpose(2, 3, 0, 1)
+
+        query = rotary.rotate(heads(self.query), *rotation)
+        key = rotary.rotate(heads(self.key), *rotation)
+        value = heads(self.value)
+        query = query * config.head_size**-0.5
+        mixed = attention.attend(query, (key, value), old, masks, filled, policy.shortest_prefix)
+        mixed = mixed.transpose(1, 2, 4, 0, 3).reshape(-1, batch * count)
+        return self.output(mixed, policy), (key, value)
 
 
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: configs.TransformerConfig):
         width, inner, bias = config.hidden_size, config.intermediate_size, config.ffn_bias
-        self.gate = nnx.Linear(width, inner, use_bias=bias, rngs=rngs)
-        self.up = nnx.Linear(width, inner, use_bias=bias, rngs=rngs)
-        self.down = nnx.Linear(inner, width, use_bias=bias, rngs=rngs)
+        self.gate = Linear(width, inner, bias=bias)
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
 
-    def __call__(self, hidden):
-        return self.down(jax.nn.silu(self.gate(hidden)) * self.up(hidden))
+    def __call__(self, columns, policy):
+        return self.down(jax.nn.silu(self.gate(columns, policy)) * self.up(columns, policy), policy)
 
 
 class Layer(nnx.Module):
@@ -95,16 +106,23 @@ class Layer(nnx.Module):
 
     def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
         norm = functools.partial(
-            nnx.RMSNorm, config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs
+            nnx.RMSNorm,
+            config.hidden_size,
+            epsilon=config.norm_epsilon,
+            reduction_axes=0,
+            feature_axes=0,
+            rngs=rngs,
         )
         self.attention_norm, self.ffn_norm = norm(), norm()
-        self.attention = Attention(config, rngs=rngs)
-        self.ffn = FeedForward(config, rngs=rngs)
+        self.attention = Attention(config)
+        self.ffn = FeedForward(config)
 
-    def __call__(self, hidden, rotation, old, masks):
-        mixed, new = self.attention(self.attention_norm(hidden), rotation, old, masks)
-        hidden = hidden + mixed
-        return hidden + self.ffn(self.ffn_norm(hidden)), new
+    def __call__(self, columns, rotation, old, masks, filled, policy):
+        mixed, new = self.attention(
+            self.attention_norm(columns), rotation, old, masks, filled, policy
+        )
+        columns = columns + mixed
+        return columns + self.ffn(self.ffn_norm(columns), policy), new
 
 
 class Transformer(nnx.Module):
@@ -116,9 +134,9 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
         if not config.tied_embeddings:
-            self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
+            self.head = Linear(config.hidden_size, config.vocab_size)
 
-    def __call__(self, hidden, first_layer, cache, tree, taps):
+    def __call__(self, hidden, first_layer, cache, tree, taps, policy):
         """hidden[B,T,H] at the input of `first_layer` -> (logits, features, new entries)."""
         config = self.config
         strange = [tap for tap in taps if not first_layer <= tap <= config.num_layers]
@@ -126,36 +144,61 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"taps={taps}: {strange[0]} is none of the layers {first_layer}…{config.num_layers}"
             )
-        count = hidden.shape[1]
-        rotation = rotary.tables(config, caches.new_positions(cache, tree, count))
-        masks = caches.visible(cache, tree, count)
+        batch, count, width = hidden.shape
+        # Behind a barrier, or the compiler takes cosines and sines anew in every layer and head.
+        rotation, masks = jax.lax.optimization_barrier(
+            (
+                rotary.tables(config, caches.new_positions(cache, tree, count)),
+                caches.visible(cache, tree, count),
+            )
+        )
+        filled = jnp.max(cache.length) + cache.uncommitted
+        columns = hidden.reshape(-1, width).T
         tapped = {}
         keys: list[Any] = [None] * first_layer
         values: list[Any] = [None] * first_layer
         for index in range(first_layer, config.num_layers):
-            tapped[index] = hidden
+            tapped[index] = columns
             old = (cache.keys[index], cache.values[index])
-            hidden, (key, value) = self.layers[index](hidden, rotation, old, masks)
+            columns, (key, value) = self.layers[index](
+                columns, rotation, old, masks, filled, policy
+            )
             keys.append(key)
             values.append(value)
-        keys, values = _after(hidden, (keys, values))
-        hidden = self.norm(hidden)
-        tapped[config.num_layers] = hidden
-        logits = self.embed.attend(hidden) if config.tied_embeddings else self.head(hidden)
-        chosen = [tapped[tap] for tap in taps]
+        keys, values = _after(columns, (keys, values))
+
+        def rows(columns):
+            return columns.T.reshape(batch, count, width)
+
+        hidden = self.norm(rows(columns))
+        head = self.embed.embedding if config.tied_embeddings else self.head.kernel
+        logits = _logits(head[...], hidden, policy)
+        chosen = [hidden if tap == config.num_layers else rows(tapped[tap]) for tap in taps]
         features = jnp.stack(chosen, axis=2) if chosen else hidden[:, :, None][:, :, :0]
         return types.ModelOutput(logits, features), (tuple(keys), tuple(values))
 
 
-def _after(hidden: jax.Array, entries: Any) -> Any:
-    """The entries [B, T, …], to be had only once hidden[B, T, H] is known.
+def _logits(head: jax.Array, hidden: jax.Array, policy: policies.Policy) -> jax.Array:
+    """[B, T, V] from head[V, H] and hidden[B, T, H]: rows here, since the laws read rows."""
+    batch, count, width = hidden.shape
+    if batch * count == 1:
+        return _times_vector(head, hidden.reshape(width), policy)[None, None]
+    return jnp.einsum("bth,vh->btv", hidden, head)
+
+
+def _after(columns: jax.Array, entries: Any) -> Any:
+    """The entries [B, T, …], to be had only once columns[H, B·T] are known.
 
     Nothing may be written before every layer has read what the cache holds, or the compiler copies
     the whole cache, every layer, every step. `optimization_barrier` says just that, but some
     versions drop it too early; a value that hangs on the result cannot be dropped.
     """
-    sound = jnp.isfinite(hidden[:, :, :1, None])
-    return jax.tree.map(lambda entry: jnp.where(sound, entry, jnp.nan), entries)
+    sound = jnp.isfinite(columns[0])
+
+    def wait(entry):
+        return jnp.where(sound.reshape(*entry.shape[:2], 1, 1), entry, jnp.nan)
+
+    return jax.tree.map(wait, entries)
 
 
 @functools.lru_cache(maxsize=64)
@@ -164,7 +207,7 @@ def _abstract(config: configs.TransformerConfig):
 
 
 def parameter_shapes(config: configs.TransformerConfig) -> dict:
-    """The weights as nested dicts of `jax.ShapeDtypeStruct`, float32, kernels [in, out]."""
+    """The weights as nested dicts of `jax.ShapeDtypeStruct`, float32, kernels [out, in]."""
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
@@ -190,9 +233,7 @@ def init_params(config: configs.TransformerConfig, key: jax.Array, scale: float 
             return jnp.ones(shape.shape, shape.dtype)
         if kind == "bias":
             return jnp.zeros(shape.shape, shape.dtype)
-        if kind == "embedding":
-            return draw(leaf_key, shape, shape.shape[-1])
-        return draw(leaf_key, shape, shape.shape[-2])
+        return draw(leaf_key, shape, shape.shape[-1])
 
     return jax.tree_util.tree_map_with_path(init, jax.tree.unflatten(structure, list(keys)), shapes)
 
@@ -200,6 +241,7 @@ def init_params(config: configs.TransformerConfig, key: jax.Array, scale: float 
 @dataclasses.dataclass(frozen=True)
 class _Apply:
     config: configs.TransformerConfig
+    policy: policies.Policy | None
 
     def __call__(
         self,
@@ -210,18 +252,14 @@ class _Apply:
         taps: tuple[int, ...] = (),
     ):
         module = nnx.merge(_abstract(self.config)[0], params)
-        lone = tokens.shape == (1, 1) and (tree is None or tree.size == 0)
-        if not (lone and _ONE_TOKEN_IS_SLOW and jax.default_backend() == "cpu"):
-            return module(module.embed(tokens), 0, cache, tree, taps)
-        # A second column that nothing sees turns slow matrix-vector products into fast ones.
-        pair = jnp.pad(tokens, ((0, 0), (0, 1)))
-        result = module(module.embed(pair), 0, cache, None, taps)
-        return jax.tree.map(lambda leaf: leaf[:, :1], result)
+        policy = self.policy or policies.for_backend()
+        return module(module.embed(tokens), 0, cache, tree, taps, policy)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Resume:
     config: configs.TransformerConfig
+    policy: policies.Policy | None
 
     def __call__(
         self,
@@ -241,7 +279,8 @@ class _Resume:
         count = hidden.shape[1]
         before = dataclasses.replace(cache, uncommitted=cache.uncommitted - count)
         module = nnx.merge(_abstract(self.config)[0], params)
-        return module(hidden, layer, before, tree, taps)
+        policy = self.policy or policies.for_backend()
+        return module(hidden, layer, before, tree, taps, policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,13 +295,17 @@ class _InitCache:
         )
 
 
-def language_model(config: configs.TransformerConfig, params: Any) -> types.LanguageModel:
+def language_model(
+    config: configs.TransformerConfig, params: Any, policy: policies.Policy | None = None
+) -> types.LanguageModel:
     """The `LanguageModel` of a configuration and its weights.
 
     Args:
       config: static; equal configurations share compiled programs.
       params: weights as `parameter_shapes` lays them out, in any float dtype (activations and cache
         follow it).
+      policy: how its passes are laid out; None is `policy.for_backend()` of the backend that is the
+        default when a program is traced.
 
     Raises:
       ValueError: a weight is missing, extra or misshapen; the message names it.
@@ -271,12 +314,12 @@ def language_model(config: configs.TransformerConfig, params: Any) -> types.Lang
     dtype = jnp.dtype(params["embed"]["embedding"].dtype)
     return types.LanguageModel(
         params=params,
-        apply=_Apply(config),
+        apply=_Apply(config, policy),
         append=caches.append,
         commit=caches.commit,
         init_cache=_InitCache(config, dtype.name),
         truncate=caches.truncate,
-        resume=_Resume(config),
+        resume=_Resume(config, policy),
         vocab_size=config.vocab_size,
         context_length=config.context_length,
         num_layers=config.num_layers,

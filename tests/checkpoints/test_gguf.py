@@ -54,14 +54,14 @@ def test_contents(write_gguf, tensors, tiny):
     assert config == dataclasses.replace(tiny, tied_embeddings=False, qkv_bias=True)
     assert metadata["tokenizer.ggml.pre"] == "gpt-2"
     attention = params["layers"][1]["attention"]
-    np.testing.assert_array_equal(attention["query"]["kernel"], tensors["blk.1.attn_q.weight"].T)
-    np.testing.assert_array_equal(attention["key"]["kernel"], tensors["blk.1.attn_k.weight"].T)
-    np.testing.assert_array_equal(attention["value"]["kernel"], tensors["blk.1.attn_v.weight"].T)
+    np.testing.assert_array_equal(attention["query"]["kernel"], tensors["blk.1.attn_q.weight"])
+    np.testing.assert_array_equal(attention["key"]["kernel"], tensors["blk.1.attn_k.weight"])
+    np.testing.assert_array_equal(attention["value"]["kernel"], tensors["blk.1.attn_v.weight"])
     np.testing.assert_array_equal(attention["key"]["bias"], np.arange(16))
     np.testing.assert_array_equal(params["embed"]["embedding"], tensors["token_embd.weight"])
-    np.testing.assert_array_equal(params["head"]["kernel"], tensors["token_embd.weight"].T + 1)
+    np.testing.assert_array_equal(params["head"]["kernel"], tensors["token_embd.weight"] + 1)
     down = params["layers"][0]["ffn"]["down"]["kernel"]
-    np.testing.assert_array_equal(down, tensors["blk.0.ffn_down.weight"].T)
+    np.testing.assert_array_equal(down, tensors["blk.0.ffn_down.weight"])
     shapes = jax.tree.map(lambda leaf: leaf.shape, params)
     assert shapes == jax.tree.map(lambda leaf: leaf.shape, models.parameter_shapes(config))
 
@@ -78,7 +78,7 @@ def test_quantized_blocks_are_expanded(write_gguf, tensors):
     kind = library.GGMLQuantizationType.Q8_0
     packed = library.quants.quantize(tensors[name], kind)
     _, params, _ = gguf.read(write_gguf({**tensors, name: (packed, kind)}))
-    found = np.asarray(params["layers"][0]["attention"]["output"]["kernel"]).T
+    found = np.asarray(params["layers"][0]["attention"]["output"]["kernel"])
     assert 0 < np.abs(found - tensors[name]).max() < 0.005
 
 

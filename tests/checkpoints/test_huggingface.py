@@ -58,10 +58,10 @@ def test_contents(write_folder, tensors, tiny, parts):
     layer = params["layers"][1]
     for module, name in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o")):
         stored = tensors[f"model.layers.1.self_attn.{name}_proj.weight"]
-        np.testing.assert_array_equal(layer["attention"][module]["kernel"], stored.T)
+        np.testing.assert_array_equal(layer["attention"][module]["kernel"], stored)
     for module in ("gate", "up", "down"):
         stored = tensors[f"model.layers.1.mlp.{module}_proj.weight"]
-        np.testing.assert_array_equal(layer["ffn"][module]["kernel"], stored.T)
+        np.testing.assert_array_equal(layer["ffn"][module]["kernel"], stored)
     norms = (layer["attention_norm"], layer["ffn_norm"], params["norm"])
     names = ("layers.1.input_layernorm", "layers.1.post_attention_layernorm", "norm")
     for norm, name in zip(norms, names, strict=True):
@@ -91,7 +91,7 @@ def test_head(write_folder, tensors):
     config, params = huggingface.read(
         write_folder(untied, {**tensors, "lm_head.weight": embedding + 1})
     )
-    np.testing.assert_array_equal(params["head"]["kernel"], embedding.T + 1)
+    np.testing.assert_array_equal(params["head"]["kernel"], embedding + 1)
     with pytest.raises(ValueError, match=r"lacks 1 .*lm_head\.weight"):
         huggingface.read(write_folder(untied, tensors))
 

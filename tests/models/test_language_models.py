@@ -218,7 +218,7 @@ def damaged(damage):
         (lambda p: p.update(head=jnp.zeros((2, 3))), ["unexpected", "['head']", "(2, 3)"]),
         (
             lambda p: p["layers"][0]["attention"]["query"].update(kernel=jnp.zeros((16, 8))),
-            ["['layers'][0]['attention']['query']['kernel']", "(16, 8)", "(16, 24)"],
+            ["['layers'][0]['attention']['query']['kernel']", "(16, 8)", "(24, 16)"],
         ),
         (
             lambda p: p["layers"][0]["ffn"]["up"].update(bias=jnp.zeros(24)),

@@ -1,0 +1,50 @@
+"""How a forward pass is laid out for a backend: other programs, the same arithmetic.
+
+What wins depends on the compiler more than on the model, so the choices are gathered here, as one
+small value that `transformer.language_model` takes. `BUILD.md` keeps what was measured, and what
+was tried and lost.
+"""
+
+import dataclasses
+import os
+
+import jax
+
+__all__ = ["Policy", "for_backend"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Choices of a forward pass; hashable, so that equal policies share compiled programs.
+
+    Attributes:
+      vector_parts: a product with one column is made in so many parts side by side, where they
+        divide the kernel's rows. The CPU backend multiplies a matrix by a vector on one core, and a
+        batch of them on all.
+      shortest_prefix: attention reads a prefix of the cache's slots, this many or twice, four, …
+        times as many, the least that holds all that is filled.
+
+    Raises:
+      ValueError: a value below 1.
+    """
+
+    vector_parts: int = 1
+    shortest_prefix: int = 128
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise ValueError(f"{field.name}={value} must be at least 1")
+
+
+def for_backend(backend: str | None = None) -> Policy:
+    """The policy for a backend: `cpu`, `gpu` or `tpu`; None is JAX's default backend.
+
+    Only the CPU's was measured; the others are laid out plainly.
+    """
+    backend = jax.default_backend() if backend is None else backend
+    if backend == "cpu":
+        cores = os.cpu_count() or 1
+        return Policy(vector_parts=1 << (cores - 1).bit_length())
+    return Policy()
