@@ -82,7 +82,7 @@ def make_drafters(kind):
 def options(temperature, **more):
     sampling = types.Sampling(temperature=temperature)
     more = {"max_new_tokens": [12, 19, 7, 15], "eos": (EOS,), "sampling": sampling, **more}
-    return {"key": jax.random.key(7), **more}
+    return {"key": jax.random.key(1), **more}
 
 
 def assert_rows_accept_unequally(result):
@@ -220,25 +220,32 @@ def test_plain_decoding_is_argmax_and_keyed_draws_by_hand(kind):
     """The baseline itself, at temperatures alone and under every warper, each of which matters."""
     target, key = make(kind), jax.random.key(5)
 
-    def by_hand(values):
+    def by_hand(key, values):
         for row, prompt in enumerate(PROMPTS):
             own = {name: value[row] for name, value in values.items()}
             yield plain_text(target, prompt, jax.random.fold_in(key, row), 12, **own)
 
-    for values in ({"temperature": [0.0, 0.9, 0.0, 1.4]}, WARPERS):
-        result = specjax.autoregressive(
-            target,
-            PROMPTS,
-            key=key,
-            max_new_tokens=12,
-            sampling=types.Sampling(**values),
-            eos=(EOS,),
-        )
-        assert result.new_tokens == list(by_hand(values))
-    texts = list(by_hand(WARPERS))
-    for left_out in WARPERS:
-        others = {name: value for name, value in WARPERS.items() if name != left_out}
-        assert list(by_hand(others)) != texts, left_out
+    def decoded(key, values):
+        sampling = types.Sampling(**values)
+        return specjax.autoregressive(
+            target, PROMPTS, key=key, max_new_tokens=12, sampling=sampling, eos=(EOS,)
+        ).new_tokens
+
+    temperatures = {"temperature": [0.0, 0.9, 0.0, 1.4]}
+    assert decoded(key, temperatures) == list(by_hand(key, temperatures))
+    # One key's texts seldom meet every warper; a few keys' do.
+    idle = set(WARPERS)
+    for seed in range(12):
+        key = jax.random.key(seed)
+        texts = list(by_hand(key, WARPERS))
+        assert decoded(key, WARPERS) == texts
+        for left_out in sorted(idle):
+            others = {name: value for name, value in WARPERS.items() if name != left_out}
+            if list(by_hand(key, others)) != texts:
+                idle.remove(left_out)
+        if not idle:
+            break
+    assert not idle
 
 
 def test_going_on_equals_never_having_stopped():
