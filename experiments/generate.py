@@ -7,26 +7,20 @@ the two texts are held against each other. With --json the last line is one JSON
 """
 
 import dataclasses
-import json
-import logging
 import pathlib
 import statistics as medians
-import sys
 import time
-from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
 
 import specjax
-from experiments import methods
+from experiments import binary, methods, process
 from specjax import analysis, decoding, trees, types, verification
 
-_MODEL = flags.DEFINE_string(
-    "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id."
-)
+flags.adopt_module_key_flags(binary)
 _METHOD = flags.DEFINE_string("method", "prompt_lookup", f"One of: {', '.join(methods.METHODS)}.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A text file with what the user says.")
@@ -36,12 +30,6 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of this mass.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the request's key.")
-_DRAFT_LENGTH = flags.DEFINE_integer(
-    "draft_length", None, "Tokens drafted a step; default by method."
-)
-_DRAFT = flags.DEFINE_string(
-    "draft", None, "Draft model of --method=model: layers:N (default layers:12) or a checkpoint."
-)
 _GREEDY_DRAFT = flags.DEFINE_bool(
     "greedy_draft", False, "Draft the most probable tokens (--method=model)."
 )
@@ -49,8 +37,6 @@ _RULE = flags.DEFINE_string(
     "rule", None, f"One of: {', '.join(verification.RULES)}; default by method."
 )
 _COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each with --compare.")
-_JSON = flags.DEFINE_bool("json", False, "End with one JSON object on the last line.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,38 +86,20 @@ def config_from_flags() -> Config:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--prompt_file={file} cannot be read: {error}") from error
     return Config(
-        model=_MODEL.value,
+        model=binary.MODEL.value,
         method=_METHOD.value,
         prompt=prompt,
         raw=_RAW.value,
         max_new_tokens=_MAX_NEW_TOKENS.value,
         sampling=types.Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value),
         seed=_SEED.value,
-        settings=methods.Settings(_DRAFT_LENGTH.value, _DRAFT.value, _GREEDY_DRAFT.value),
+        settings=methods.Settings(
+            binary.DRAFT_LENGTH.value, binary.DRAFT.value, _GREEDY_DRAFT.value
+        ),
         rule=_RULE.value,
         compare=_COMPARE.value,
-        repeats=_REPEATS.value,
+        repeats=3 if binary.REPEATS.value is None else binary.REPEATS.value,
     )
-
-
-class _Progress:
-    """Says on standard error what takes long, and how long it took."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def __enter__(self):
-        self.began = time.perf_counter()
-        print(f"{self.what} …", end="", file=sys.stderr, flush=True)
-        return self
-
-    def __exit__(self, *exception):
-        self.seconds = time.perf_counter() - self.began
-        print(
-            f" {self.seconds:.1f} s" if exception[0] is None else " failed",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +135,8 @@ class _Decoder:
 
 def run(config: Config) -> dict[str, Any]:
     """Decodes, streaming the text to standard output; returns the report."""
-    with _Progress(f"loading {config.model}"):
+    binary.start()
+    with binary.Progress(f"loading {config.model}"):
         bundle = specjax.load(config.model)
         jax.block_until_ready(bundle.target.params)
     drafter = methods.build(config.method, bundle, config.settings)
@@ -180,16 +149,19 @@ def run(config: Config) -> dict[str, Any]:
     }
     decoder = _Decoder(bundle.target, drafter, rule, prompt, options)
 
-    with _Progress(f"compiling {config.method} (prompt of {len(prompt)} tokens)") as compiling:
+    with binary.Progress(
+        f"compiling {config.method} (prompt of {len(prompt)} tokens)"
+    ) as compiling:
         next(decoder.stream()[0])
 
     stream, prefill_seconds = decoder.stream()
     text = bundle.tokenizer.stream()
     began = time.perf_counter()
-    first_token_seconds = None
+    first_token_seconds = age = None
     for (tokens,) in stream:
         if first_token_seconds is None:
             first_token_seconds = prefill_seconds + time.perf_counter() - began
+            age = process.seconds_since_start()
         print(text.push(tokens), end="", flush=True)
     seconds = time.perf_counter() - began
     print(text.flush(), flush=True)
@@ -197,6 +169,7 @@ def run(config: Config) -> dict[str, Any]:
     report |= {
         "prefill_seconds": prefill_seconds,
         "time_to_first_token": first_token_seconds,
+        "start_to_first_token": age,
         "seconds": seconds,
         # The first call compiles, prefills and takes a step; the other two are known by now.
         "compile_seconds": max(compiling.seconds - (first_token_seconds or 0.0), 0.0),
@@ -231,16 +204,8 @@ def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
         "drafted": int(counts.drafted[0]),
         "accept_histogram": np.asarray(counts.histogram[0]).tolist(),
         "device": jax.devices()[0].device_kind,
-        "versions": {"specjax": _version(), "jax": jax.__version__},
+        "versions": binary.versions(),
     }
-
-
-def _version() -> str | None:
-    """The installed version; None in a checkout that is not installed."""
-    try:
-        return metadata.version("specjax")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _number(value: float) -> float | None:
@@ -253,10 +218,10 @@ def _compare(
 ) -> dict[str, Any]:
     """Both methods in alternation; whether every text is `tokens`, and the rule certified."""
     plain = dataclasses.replace(decoder, drafter=decoding.NOTHING, rule=verification.get("match"))
-    with _Progress("compiling plain decoding"):
+    with binary.Progress("compiling plain decoding"):
         next(plain.stream()[0])
     own, baseline = [], []
-    with _Progress(f"comparing, {config.repeats} runs of each in alternation"):
+    with binary.Progress(f"comparing, {config.repeats} runs of each in alternation"):
         for _ in range(config.repeats):
             own.append(decoder.time())
             baseline.append(plain.time())
@@ -316,6 +281,7 @@ def _table(report: dict[str, Any]) -> str:
         ("compile", f"{report['compile_seconds']:.2f} s"),
         ("prefill", f"{report['prefill_seconds']:.3f} s"),
         ("time to first token", show(report["time_to_first_token"], "{:.3f} s")),
+        ("  since the process began", show(report["start_to_first_token"], "{:.1f} s")),
         ("decoding", f"{report['seconds']:.2f} s, {report['tokens_per_second']:.1f} tokens/s"),
         ("tokens a target step (τ)", f"{report['tau']:.2f} in {report['target_steps']} steps"),
         ("acceptance rate", show(report["acceptance_rate"])),
@@ -350,36 +316,10 @@ def _table(report: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags, and returns what is left; a bad one ends as every bad input does."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(error)
-
-
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    # jax tells which accelerators it did not find.
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")
-        report = run(config_from_flags())
-    except (ValueError, RuntimeError, ImportError) as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    print(f"\n{_table(report)}", file=sys.stderr if _JSON.value else sys.stdout, flush=True)
-    if _JSON.value:
-        print(json.dumps(report, allow_nan=False))
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    binary.report(argv, lambda: run(config_from_flags()), _table)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=binary.parse_flags)

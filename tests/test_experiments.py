@@ -13,7 +13,7 @@ import pytest
 from absl.testing import flagsaver
 
 import specjax
-from experiments import generate, methods
+from experiments import binary, generate, methods
 from specjax import analysis, checkpoints, verification
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,6 +24,8 @@ KEYS = {
     "tokens",
     "new_tokens",
     "prefill_seconds",
+    "time_to_first_token",
+    "start_to_first_token",
     "seconds",
     "tokens_per_second",
     "tau",
@@ -56,7 +58,7 @@ def call(monkeypatch, smollm2, capsys):
         with flagsaver.flagsaver():
             code = 0
             try:
-                generate.main(generate.parse_flags(["generate", *arguments]))
+                generate.main(binary.parse_flags(["generate", *arguments]))
             except SystemExit as end:
                 code = end.code
         return (code, *capsys.readouterr())
@@ -188,6 +190,7 @@ def test_the_binary_itself(smollm2):
     )
     assert ended.returncode == 0, ended.stderr
     assert "backend" not in ended.stderr
+    assert ended.stderr.count("compiled programs are kept in") == 1
     report = last_line(ended.stdout)
     check_report(report, smollm2.tokenizer)
     assert report["rule"] == "match"

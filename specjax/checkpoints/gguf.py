@@ -119,6 +119,13 @@ def _open(path: pathlib.Path) -> Any:
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
 
+        # The library asks for sizes and byte orders anew each time; in the machine's own order
+        # ("I") a slice is enough.
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if override_order is not None or self.byte_order != "I":
+                return super()._get(offset, dtype, count, override_order)
+            return self.data[offset : offset + np.dtype(dtype).itemsize * int(count)].view(dtype)
+
     try:
         # Lengths read from a corrupt header overflow before they are found to be wrong.
         with np.errstate(over="ignore"):

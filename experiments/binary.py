@@ -1,0 +1,117 @@
+"""What every binary shares: its common flags, progress, and ends in one line."""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+
+from experiments import compilation
+
+__all__ = ["Progress", "parse_flags", "report", "start", "versions"]
+
+MODEL = flags.DEFINE_string(
+    "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id."
+)
+DRAFT = flags.DEFINE_string(
+    "draft", None, "Draft model: layers:N (default layers:12), the target's first, or a checkpoint."
+)
+DRAFT_LENGTH = flags.DEFINE_integer(
+    "draft_length", None, "Tokens drafted a step; default by method."
+)
+REPEATS = flags.DEFINE_integer("repeats", None, "Timed runs of each; default by binary.")
+JSON = flags.DEFINE_bool("json", False, "End with one JSON object on the last line.")
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Directory of compiled programs, empty for none; by default JAX_COMPILATION_CACHE_DIR, or "
+    "`programs` beside the fetched models.",
+)
+
+
+class Progress:
+    """Says on standard error what takes long, and how long it took."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self):
+        self.began = time.perf_counter()
+        print(f"{self.what} …", end="", file=sys.stderr, flush=True)
+        return self
+
+    def expect(self, seconds: float) -> None:
+        """Says how much longer it may take."""
+        print(f" about {seconds:.0f} s more …", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exception):
+        self.seconds = time.perf_counter() - self.began
+        print(
+            f" {self.seconds:.1f} s" if exception[0] is None else " failed",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags, and returns what is left; a bad one ends as every bad input does."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(error)
+
+
+def report(
+    argv: list[str], run: Callable[[], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> None:
+    """Runs a binary and prints its report; bad input ends in one line and exit code 2.
+
+    Args:
+      argv: what the flags left: the program's name.
+      run: reads the flags and returns the report, ready for JSON.
+      table: the report for people.
+    """
+    # jax tells which accelerators it did not find.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")
+        made = run()
+    except (ValueError, RuntimeError, ImportError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    print(f"\n{table(made)}", file=sys.stderr if JSON.value else sys.stdout, flush=True)
+    if JSON.value:
+        print(json.dumps(made, allow_nan=False))
+
+
+def start() -> None:
+    """What comes before the first program is compiled."""
+    compilation.keep_programs(COMPILATION_CACHE.value)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions that a measurement depends on; specjax is None in a checkout not installed."""
+    try:
+        own = importlib.metadata.version("specjax")
+    except importlib.metadata.PackageNotFoundError:
+        own = None
+    return {
+        "specjax": own,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+    }
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,332 @@
+"""Seconds of the parts of a decode: functions of models and drafters, without flags or printing.
+
+What is compared is measured in alternation, warm, in one process: the variants take turns, so that
+a machine that slows down slows all of them. Every program ends in something small that hangs on all
+it computed, so that nothing large is fetched and nothing can be dropped.
+"""
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import decoding, sampling, trees, types, verification
+
+__all__ = [
+    "Seconds",
+    "Variant",
+    "bandwidth_forms",
+    "copying_prompt",
+    "first_token",
+    "forward",
+    "interleave",
+    "loop",
+    "matmul",
+    "proposal",
+    "read_size",
+    "start_program",
+    "verifications",
+]
+
+_ROW_BYTES = 16384
+
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of some runs of one thing."""
+
+    median: float
+    min: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Something to be timed: `run(*prepare())`, of which only `run` is on the clock."""
+
+    run: Callable[..., Any]
+    prepare: Callable[[], tuple] = tuple
+
+
+def interleave(
+    variants: Mapping[_Name, Variant],
+    repeats: int,
+    expect: Callable[[float], None] = lambda seconds: None,
+) -> dict[_Name, Seconds]:
+    """Times all variants in turn, `repeats` rounds after one that compiles and one that warms.
+
+    Args:
+      variants: by name.
+      repeats: rounds that count.
+      expect: told, when everything is warm, how many seconds the rounds will take.
+    """
+    for variant in variants.values():
+        _once(variant)
+    expect(repeats * sum(_once(variant) for variant in variants.values()))
+    taken: dict[_Name, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, variant in variants.items():
+            taken[name].append(_once(variant))
+    return {
+        name: Seconds(statistics.median(runs), min(runs), max(runs)) for name, runs in taken.items()
+    }
+
+
+def _once(variant: Variant) -> float:
+    arguments = jax.block_until_ready(variant.prepare())
+    began = time.perf_counter()
+    jax.block_until_ready(variant.run(*arguments))
+    return time.perf_counter() - began
+
+
+# The machine.
+
+
+def read_size(size: int) -> int:
+    """What `bandwidth_forms` reads, in bytes: `size`, rounded down to whole rows of both halves."""
+    return size // _ROW_BYTES // 2 * 2 * _ROW_BYTES
+
+
+def bandwidth_forms(size: int) -> dict[str, Variant]:
+    """Ways to read `read_size(size)` bytes; a compiler is slow at some, so the quickest counts."""
+    columns = _ROW_BYTES // 4
+    halves = jnp.ones((2, read_size(size) // 2 // _ROW_BYTES, columns), jnp.float32)
+    vector = jnp.ones((2, columns), jnp.float32)
+    forms = {
+        "sum": jax.jit(lambda halves, vector: jnp.sum(halves)),
+        "sums of halves": jax.jit(lambda halves, vector: jnp.sum(halves, axis=(1, 2))),
+        "products with a vector": jax.jit(
+            lambda halves, vector: jnp.einsum("pij,pj->pi", halves, vector)
+        ),
+    }
+    return {name: Variant(functools.partial(form, halves, vector)) for name, form in forms.items()}
+
+
+def matmul(side: int) -> Variant:
+    """A product of two float32 matrices, 2·side³ operations."""
+    left, right = jnp.ones((side, side), jnp.float32), jnp.full((side, side), 0.5, jnp.float32)
+    return Variant(functools.partial(jax.jit(jnp.matmul), left, right))
+
+
+# The target's pass.
+
+
+def forward(
+    model: types.LanguageModel, count: int, fill: int, cache: Any, tree: trees.Tree | None = None
+) -> Variant:
+    """One pass over `count` new tokens, down to the most probable token after each.
+
+    Args:
+      model: with a key/value cache.
+      count: T; with a tree, its nodes and the root.
+      fill: committed tokens, int.
+      cache: of one row; what it holds does not matter, and its length is replaced.
+      tree: how the new tokens hang together; None is a chain.
+    """
+    drawn = np.random.default_rng(0).integers(0, model.vocab_size, (1, count))
+    tokens = jnp.asarray(drawn, jnp.int32)
+    cache = dataclasses.replace(cache, length=jnp.full((1,), fill, jnp.int32))
+    return Variant(functools.partial(_forward, model, tokens, cache, tree))
+
+
+@jax.jit
+def _forward(model, tokens, cache, tree):
+    output, entries = model.apply(model.params, tokens, cache, tree, ())
+    return sampling.greedy(output.logits), entries
+
+
+# Drafting, verifying, and the whole loop.
+
+
+def copying_prompt(vocab_size: int, length: int) -> list[int]:
+    """A prompt that repeats 16 random tokens, so that a model will go on and lookup will find."""
+    pattern = np.random.default_rng(1).integers(0, vocab_size, 16)
+    return np.resize(pattern, length).tolist()
+
+
+def proposal(target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int]) -> Variant:
+    """One draft after the prompt, greedily."""
+    request, state = decoding.init(target, drafter, [prompt], eos=())
+    return Variant(functools.partial(_propose, target, drafter, request, state))
+
+
+@jax.jit
+def _propose(target, drafter, request, state):
+    active = state.finish == decoding.FinishReason.RUNNING
+    context = types.Context(
+        state.tokens, state.length, active, request.sampling, target, state.cache
+    )
+    draft, _ = drafter.propose(drafter.params, state.drafter, context, request.keys)
+    return draft.tokens, draft.present
+
+
+def verifications(
+    target: types.LanguageModel, prompt: Sequence[int], length: int, law: types.Sampling
+) -> dict[str, Variant]:
+    """Warping and each rule, over the logits that the target gives at the prompt's end.
+
+    Args:
+      target: the model.
+      prompt: of more than `length` tokens.
+      length: K, draft length; K + 1 laws are warped.
+      law: the sampling.
+    """
+    request, state = decoding.init(target, decoding.NOTHING, [prompt], sampling=law, eos=())
+    tokens = jnp.asarray([prompt], jnp.int32)
+    cache = target.init_cache(1, len(prompt))
+    logits = jax.jit(_last_logits, static_argnames=("count",))(target, tokens, cache, length + 1)
+    chain, drafted = trees.chain(length), sampling.greedy(logits)[:, :length]
+    certain = types.draft(drafted, chain, vocab_size=target.vocab_size)
+    # Drafts drawn from the target's own law at temperature 1: as good as drafts can be.
+    drawn = types.draft(drafted, chain, log_probs=jax.nn.log_softmax(logits[:, :length], axis=-1))
+    return {
+        name: Variant(
+            functools.partial(
+                _verify, request, state, logits, drawn if rule.draw is None else certain, rule=rule
+            )
+        )
+        for name, rule in verification.RULES.items()
+    }
+
+
+def _last_logits(target, tokens, cache, count: int):
+    output, _ = target.apply(target.params, tokens, cache, None, ())
+    return output.logits[:, -count:].astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("rule",))
+def _verify(request, state, logits, draft, rule):
+    past = sampling.history(state.tokens, state.length, draft.tree, draft.tokens)
+    log_probs = sampling.warp(request.sampling, logits, past)
+    return verification.verify(rule, request.keys, state.length, draft, log_probs)
+
+
+def loop(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    prompt: Sequence[int],
+    new_tokens: int,
+    repeats: int,
+    expect: Callable[[float], None] = lambda seconds: None,
+) -> dict[str, Any]:
+    """The compiled loop beside passes of the same widths and fills, timed alone.
+
+    An iteration's pass is wide where something was drafted and one token otherwise; its cost is the
+    mean over three fills, the loop's first, middle and last, in a cache of the loop's capacity.
+
+    Args:
+      target: with a key/value cache.
+      drafter: drafts all of its nodes or none (prompt lookup, or plain decoding's).
+      prompt: one row.
+      new_tokens: how long the loop runs.
+      repeats: rounds.
+      expect: as in `interleave`.
+
+    Returns:
+      `iterations`, `wide_iterations`, `tau`, `fills`, `seconds_per_iteration` and
+      `pass_seconds_per_iteration` (medians), `seconds` of the whole loop, `overhead_seconds` an
+      iteration and its share `overhead`.
+    """
+    request, state = decoding.init(target, drafter, [prompt], max_new_tokens=new_tokens, eos=())
+
+    def copied():
+        # A decode consumes its state.
+        return (jax.tree.map(jnp.copy, state),)
+
+    def run(state):
+        result = decoding.decode(target, drafter, request, state)
+        return result.tokens, result.statistics
+
+    counts = run(*copied())[1]
+    iterations = int(counts.target_steps[0])
+    wide = int(counts.drafted[0]) // drafter.nodes if drafter.nodes else 0
+    first = len(prompt) - 1
+    last = first + max(int(counts.emitted[0]) - round(counts.tau), 0)
+    fills = sorted({first, (first + last) // 2, last})
+    weights = {drafter.nodes + 1: wide, 1: iterations - wide}
+    weights = {width: weight for width, weight in weights.items() if weight}
+    variants: dict[Any, Variant] = {"loop": Variant(run, copied)}
+    for width in weights:
+        for fill in fills:
+            variants[width, fill] = forward(target, width, fill, state.cache)
+    times = interleave(variants, repeats, expect)
+    passes = sum(
+        weight * statistics.mean(times[width, fill].median for fill in fills)
+        for width, weight in weights.items()
+    )
+    whole = times["loop"].median
+    return {
+        "iterations": iterations,
+        "wide_iterations": wide,
+        "width": drafter.nodes + 1,
+        "tau": counts.tau,
+        "fills": fills,
+        "seconds": dataclasses.asdict(times["loop"]),
+        "seconds_per_iteration": whole / iterations,
+        "pass_seconds_per_iteration": passes / iterations,
+        "overhead_seconds": (whole - passes) / iterations,
+        "overhead": (whole - passes) / whole,
+    }
+
+
+# The beginning of a decode.
+
+
+def first_token(
+    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int], steps: int = 1
+) -> Variant:
+    """The prompt run through the models, and `steps` (0 or 1) steps after it."""
+
+    def run():
+        request, state = decoding.init(target, drafter, [prompt], max_new_tokens=1, eos=())
+        if steps == 0:
+            return state
+        return decoding.decode(target, drafter, request, state).tokens
+
+    return Variant(run)
+
+
+def start_program(
+    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int]
+) -> dict[str, Any]:
+    """What the loop's program costs before it runs, and the memory that it takes.
+
+    Returns:
+      `trace_seconds`, `lower_seconds`, `compile_seconds`; `temporary_bytes`, `argument_bytes` and
+      `program_bytes`, None where the backend does not tell.
+    """
+    request, state = decoding.init(target, drafter, [prompt], eos=())
+    rule = decoding.rule_for(target, drafter)
+    counts = decoding.no_statistics(1, drafter.nodes)
+    program = jax.jit(
+        decoding.run, static_argnames=("rule",), donate_argnames=("state", "statistics")
+    )
+    times = [time.perf_counter()]
+    traced = program.trace(target, drafter, request, state, counts, jnp.int32(1), rule=rule)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    compiled = lowered.compile()
+    times.append(time.perf_counter())
+    trace, lower, build = (after - before for before, after in itertools.pairwise(times))
+    memory = compiled.memory_analysis()
+    names = {
+        "temporary_bytes": "temp_size_in_bytes",
+        "argument_bytes": "argument_size_in_bytes",
+        "program_bytes": "generated_code_size_in_bytes",
+    }
+    return {
+        "trace_seconds": trace,
+        "lower_seconds": lower,
+        "compile_seconds": build,
+        **{name: getattr(memory, attribute, None) for name, attribute in names.items()},
+    }
