@@ -222,6 +222,7 @@ def loop(
 
     An iteration's pass is wide where something was drafted and one token otherwise; its cost is the
     mean over three fills, the loop's first, middle and last, in a cache of the loop's capacity.
+    Alone, a pass also pays for its call, which the loop does once; so the overhead may be negative.
 
     Args:
       target: with a key/value cache.

@@ -7,7 +7,7 @@ format is described in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ _LAYER_NAMES = {
     "ffn.down": "ffn_down",
 }
 _FREQUENCIES = "rope_freqs.weight"
+# Numbers expanded at a time: enough to outweigh the steps between, few enough to stay in a cache.
+_PIECE = 1 << 18
 _SCALING_KEYS = ("type", "factor", "original_context_length", "finetuned", "attn_factor")
 _SCALING_KEYS += ("yarn_beta_fast", "yarn_beta_slow")
 
@@ -77,7 +79,7 @@ def read(
     def values(name: str) -> np.ndarray:
         tensor = stored[name]
         try:
-            array = dequantize(tensor.data, tensor.tensor_type)
+            array = _in_long_rows(dequantize, tensor)
         except NotImplementedError as error:
             raise ValueError(
                 f"{path}: tensor {name!r} has type {tensor.tensor_type.name}, which the "
@@ -132,6 +134,20 @@ def _open(path: pathlib.Path) -> Any:
             return Reader(path)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise _unreadable(path, error) from error
+
+
+def _in_long_rows(dequantize: Callable[..., np.ndarray], tensor: Any) -> np.ndarray:
+    """What `dequantize` makes of a tensor, faster.
+
+    The library takes 16 rows at a time, and for short rows most of the time goes into the steps
+    between. Rows are whole blocks, one behind the other, so several may be given as one long one.
+    """
+    shape = tuple(int(n) for n in tensor.shape)[::-1]
+    if len(shape) < 2:
+        return dequantize(tensor.data, tensor.tensor_type)
+    pieces = max(1, math.prod(shape) // _PIECE)
+    rows = math.gcd(shape[0], 16 << (pieces - 1).bit_length())
+    return dequantize(tensor.data.reshape(rows, -1), tensor.tensor_type).reshape(shape)
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
