@@ -18,9 +18,9 @@ class Policy:
     """Choices of a forward pass; hashable, so that equal policies share compiled programs.
 
     Attributes:
-      vector_parts: a product with one column is made in so many parts side by side, where they
-        divide the kernel's rows. The CPU backend multiplies a matrix by a vector on one core, and a
-        batch of them on all.
+      vector_parts: a product with one column is made in so many parts side by side, or as many of
+        them as divide the kernel's rows. The CPU backend multiplies a matrix by a vector on one
+        core, and a batch of them on all.
       shortest_prefix: attention reads a prefix of the cache's slots, this many or twice, four, …
         times as many, the least that holds all that is filled.
 

@@ -8,6 +8,7 @@ and trees: new tokens attend to the committed prefix and to their ancestors.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ class Linear(nnx.Module):
 def _times_vector(kernel: jax.Array, vector: jax.Array, policy: policies.Policy) -> jax.Array:
     """kernel[out, in] times vector[in], in parts side by side: [out]."""
     outputs, inputs = kernel.shape
-    parts = policy.vector_parts if outputs % policy.vector_parts == 0 else 1
+    parts = math.gcd(outputs, policy.vector_parts)
     split = kernel.reshape(parts, outputs // parts, inputs)
     return jnp.einsum("poi,pi->po", split, jnp.broadcast_to(vector, (parts, inputs))).reshape(-1)
 
@@ -145,7 +146,8 @@ class Transformer(nnx.Module):
                 f"taps={taps}: {strange[0]} is none of the layers {first_layer}…{config.num_layers}"
             )
         batch, count, width = hidden.shape
-        # Behind a barrier, or the compiler takes cosines and sines anew in every layer and head.
+        # Behind a barrier, or the compiler takes cosines and sines anew in every layer. (Some
+        # versions drop the barrier first; they are right, and do.)
         rotation, masks = jax.lax.optimization_barrier(
             (
                 rotary.tables(config, caches.new_positions(cache, tree, count)),

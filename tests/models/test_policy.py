@@ -25,7 +25,7 @@ PLAIN = policy.Policy(vector_parts=1, shortest_prefix=1024)
 POLICIES = {
     "parts": policy.Policy(vector_parts=4, shortest_prefix=1024),
     "prefixes": policy.Policy(vector_parts=1, shortest_prefix=4),
-    "indivisible": policy.Policy(vector_parts=3, shortest_prefix=5),
+    "indivisible": policy.Policy(vector_parts=7, shortest_prefix=5),
 }
 TREE = trees.from_parents([0, 0, 1, 1, 2])
 
@@ -101,6 +101,8 @@ def test_the_choice_can_be_overridden(params):
         return lowered.as_text()
 
     assert "tensor<4x6x16xf32>" in program(POLICIES["parts"])
+    # More parts than divide the 24 rows: as many as do.
+    assert "tensor<8x3x16xf32>" in program(policy.Policy(vector_parts=64))
     assert "tensor<4x6x16xf32>" not in program(PLAIN)
 
 
