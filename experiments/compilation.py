@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from specjax.checkpoints import fetch
+from specjax import storage
 
 __all__ = ["CompilationClock", "keep_programs", "without_kept_programs"]
 
@@ -46,7 +46,7 @@ def keep_programs(directory: str | None) -> pathlib.Path | None:
       The directory, or None where nothing is kept.
     """
     if directory is None:
-        directory = os.environ.get(_DIRECTORY.upper()) or str(fetch.cache_folder() / "programs")
+        directory = os.environ.get(_DIRECTORY.upper()) or str(storage.cache_folder() / "programs")
     if not directory:
         jax.config.update(_ENABLED, False)
         return None

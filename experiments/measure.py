@@ -61,20 +61,29 @@ def interleave(
     variants: Mapping[_Name, Variant],
     repeats: int,
     expect: Callable[[float], None] = lambda seconds: None,
+    settling: float = 0.06,
 ) -> dict[_Name, Seconds]:
     """Times all variants in turn, `repeats` rounds after one that compiles and one that warms.
+
+    At every turn a variant first runs off the clock for a while: a wide pass leaves the cores at a
+    lower rate for some 50 milliseconds, and the next would pay for it.
 
     Args:
       variants: by name.
       repeats: rounds that count.
       expect: told, when everything is warm, how many seconds the rounds will take.
+      settling: seconds off the clock at every turn.
     """
     for variant in variants.values():
         _once(variant)
-    expect(repeats * sum(_once(variant) for variant in variants.values()))
+    once = [_once(variant) for variant in variants.values()]
+    expect(repeats * (sum(once) + sum(max(settling, seconds) for seconds in once)))
     taken: dict[_Name, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, variant in variants.items():
+            settled = time.perf_counter() + settling
+            while time.perf_counter() < settled:
+                _once(variant)
             taken[name].append(_once(variant))
     return {
         name: Seconds(statistics.median(runs), min(runs), max(runs)) for name, runs in taken.items()

@@ -11,11 +11,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module imports only from lines above its own, and from its own.
 ORDER = (
+    "storage",
     "trees",
     "types",
     "truncation",
     "sampling",
     "caches",
+    "native",
     "models",
     "checkpoints",
     "verification",

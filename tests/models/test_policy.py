@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import models, trees
+from specjax import models, native, trees
 from specjax.models import attention, policy, transformer
 
 CONFIG = models.TransformerConfig(
@@ -23,6 +23,7 @@ CONFIG = models.TransformerConfig(
 )
 PLAIN = policy.Policy(vector_parts=1, shortest_prefix=1024)
 POLICIES = {
+    "native": policy.Policy(native=True),
     "parts": policy.Policy(vector_parts=4, shortest_prefix=1024),
     "prefixes": policy.Policy(vector_parts=1, shortest_prefix=4),
     "indivisible": policy.Policy(vector_parts=7, shortest_prefix=5),
@@ -35,7 +36,18 @@ def params():
     return transformer.init_params(CONFIG, jax.random.key(0), scale=2.0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                chosen.native and not native.available(), reason="no C++ compiler"
+            ),
+        )
+        for name, chosen in POLICIES.items()
+    ],
+)
 @pytest.mark.parametrize("fill", [0, 3, 4, 5, 9, 31])
 @pytest.mark.parametrize("kind", ["token", "chain", "tree", "batch"])
 def test_the_pass_is_the_same(params, name, fill, kind):
@@ -91,6 +103,14 @@ def test_the_backend_chooses(monkeypatch):
     assert policy.for_backend() == policy.for_backend(jax.default_backend())
 
 
+def test_native_kernels_are_for_one_cpu_device(monkeypatch):
+    monkeypatch.setattr(policy.native, "available", lambda: True)
+    assert policy.for_backend("cpu").native
+    assert not policy.for_backend("tpu").native
+    monkeypatch.setattr(policy.jax, "device_count", lambda: 8)
+    assert not policy.for_backend("cpu").native
+
+
 def test_the_choice_can_be_overridden(params):
     """The program of one token holds products in parts, or not, as it was told."""
 
@@ -104,6 +124,9 @@ def test_the_choice_can_be_overridden(params):
     # More parts than divide the 24 rows: as many as do.
     assert "tensor<8x3x16xf32>" in program(policy.Policy(vector_parts=64))
     assert "tensor<4x6x16xf32>" not in program(PLAIN)
+    if native.available():
+        assert "specjax_products" in program(POLICIES["native"])
+        assert "specjax_products" not in program(PLAIN)
 
 
 def test_a_value_below_one_is_refused():

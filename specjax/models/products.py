@@ -1,0 +1,47 @@
+"""Products of tokens with kernels, in the form that a backend is quick at."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from specjax import native
+from specjax.models import policy as policies
+
+__all__ = ["products"]
+
+
+def products(
+    hidden: jax.Array, kernels: Sequence[jax.Array], policy: policies.Policy
+) -> tuple[jax.Array, ...]:
+    """hidden[B, T, in] times every kernel[out, in]: a tuple of [B, T, out], in their dtype."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    if policy.native and all(factor.dtype == jnp.float32 for factor in (rows, *kernels)):
+        made = _native(rows, tuple(kernels))
+    elif rows.shape[0] == 1:
+        made = [_times_vector(kernel, rows, policy.vector_parts) for kernel in kernels]
+    else:
+        made = _by_xla(rows, tuple(kernels))
+    return tuple(product.reshape(*hidden.shape[:2], -1) for product in made)
+
+
+def _times_vector(kernel: jax.Array, row: jax.Array, vector_parts: int) -> jax.Array:
+    """kernel[out, in] times row[1, in], in parts of the kernel side by side: [1, out]."""
+    outputs, inputs = kernel.shape
+    parts = math.gcd(outputs, vector_parts)
+    split = kernel.reshape(parts, outputs // parts, inputs)
+    return jnp.einsum("poi,pi->po", split, jnp.broadcast_to(row, (parts, inputs))).reshape(1, -1)
+
+
+def _by_xla(rows, kernels):
+    return tuple(rows @ kernel.T for kernel in kernels)
+
+
+def _results(rows, kernels):
+    return tuple(
+        jax.ShapeDtypeStruct((rows.shape[0], kernel.shape[0]), rows.dtype) for kernel in kernels
+    )
+
+
+_native = native.function("products", _results, _by_xla)

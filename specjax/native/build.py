@@ -1,0 +1,94 @@
+"""Compiles the C++ of this package for the machine at hand, once, and tells XLA of it."""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import jax
+
+from specjax import storage
+
+__all__ = ["BuildError", "library", "target"]
+
+_FOLDER = pathlib.Path(__file__).parent
+_FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-w")
+_LIMIT_SECONDS = 300.0
+
+
+class BuildError(RuntimeError):
+    """There is no compiler, or it failed; the message says what to do."""
+
+
+def library() -> pathlib.Path:
+    """The shared library, compiled unless the cache folder holds it.
+
+    The file's name tells sources, compiler, instruction set and jaxlib apart, so that machines may
+    share a cache folder. Processes may compile at the same time; the file appears whole or not at
+    all.
+
+    Raises:
+      BuildError: there is no C++ compiler, or it does not accept the sources.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise BuildError("no C++ compiler found; install one, or name it in the variable CXX")
+    sources = sorted(_FOLDER.glob("*.cc"))
+    # What the compiler predefines names itself and every instruction set that it will use.
+    machine = _run([compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    parts = [machine, importlib.metadata.version("jaxlib"), *_FLAGS]
+    parts += [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    path = storage.cache_folder() / "native" / f"{digest}.so"
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = pathlib.Path(folder) / path.name
+            include = f"-I{jax.ffi.include_dir()}"
+            print("compiling native kernels, once for this machine …", file=sys.stderr, flush=True)
+            _run([compiler, *_FLAGS, include, *map(str, sources), "-o", str(made)])
+            os.replace(made, path)
+    except OSError as error:
+        raise BuildError(f"{path.parent}: {error}") from error
+    return path
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed: {done.stderr.strip()[-1000:]}")
+    return done.stdout
+
+
+@functools.cache
+def target(name: str) -> str | None:
+    """Registers a handler of the library with XLA, and returns the name to call it by.
+
+    The name holds the library's, so that a compiled program kept on disk never meets another
+    version's handler. None, after one warning, where the library cannot be built.
+    """
+    try:
+        path = library()
+        handler = getattr(ctypes.CDLL(str(path)), name)
+    except (BuildError, OSError) as error:
+        warnings.warn(
+            f"specjax's native kernels cannot be used, passes will be slower: {error}", stacklevel=2
+        )
+        return None
+    full_name = f"specjax_{name}_{path.stem}"
+    jax.ffi.register_ffi_target(full_name, jax.ffi.pycapsule(handler), platform="cpu")
+    return full_name

@@ -1,0 +1,55 @@
+"""A C++ handler as a JAX function, which transforms like the XLA function that it stands for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from specjax.native import build
+
+__all__ = ["available", "function"]
+
+
+def available() -> bool:
+    """Whether handlers can be called here: on the CPU, with a library that can be built."""
+    return jax.default_backend() == "cpu" and build.target("products") is not None
+
+
+def function(
+    handler: str, results: Callable[..., Any], reference: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function that a handler computes.
+
+    Args:
+      handler: its symbol in the library.
+      results: shapes of the results, from the arguments.
+      reference: the same function in JAX. Derivatives, forward and backward, are its own; under
+        `vmap` it takes the handler's place.
+
+    Returns:
+      A function of pytrees of arrays; RuntimeError where the library cannot be built.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def call(*operands):
+        name = build.target(handler)
+        if name is None:
+            raise RuntimeError("the native kernels cannot be built here; see the warning before")
+        return jax.ffi.ffi_call(name, results(*operands))(*jax.tree.leaves(operands))
+
+    @call.def_vmap
+    def _(axis_size, in_batched, *operands):
+        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+        made = jax.vmap(reference, axes, axis_size=axis_size)(*operands)
+        return made, jax.tree.map(lambda _: True, made)
+
+    @jax.custom_jvp
+    def differentiable(*operands):
+        return call(*operands)
+
+    @differentiable.defjvp
+    def _(primals, tangents):
+        _, change = jax.jvp(reference, primals, tangents)
+        return differentiable(*primals), change
+
+    return differentiable

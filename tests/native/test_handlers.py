@@ -1,0 +1,142 @@
+"""Every handler against its function in JAX, of any shape; and transformed as that one is."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from specjax import native
+from specjax.models import attention, norm, products
+from specjax.models import policy as policies
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+
+NATIVE, XLA = policies.Policy(native=True), policies.Policy()
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("inputs", [1, 15, 16, 33, 576, 1536])
+@pytest.mark.parametrize("tokens", [*range(1, 11), 18, 19, 28, 64])
+def test_products(tokens, inputs):
+    hidden = normal(0, 1, tokens, inputs)
+    kernels = [normal(1, outputs, inputs) for outputs in (1, 7, 24, 100)]
+    made = products.products(hidden, kernels, NATIVE)
+    for product, kernel in zip(made, kernels, strict=True):
+        exact = np.asarray(hidden[0], np.float64) @ np.asarray(kernel, np.float64).T
+        np.testing.assert_allclose(product[0], exact, atol=2e-6 * inputs**0.5 + 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 16, 45, 576])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_rms_norm(size, scale):
+    hidden, factors = scale * normal(0, 2, 3, size), normal(1, size)
+    wide = np.asarray(hidden, np.float64)
+    exact = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + 1e-5) * np.asarray(factors)
+    np.testing.assert_allclose(
+        norm.rms_norm(hidden, factors, 1e-5, NATIVE), exact, rtol=2e-6, atol=1e-7
+    )
+
+
+@hypothesis.given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 12),
+    shared=st.integers(1, 3),
+    groups=st.integers(1, 11),
+    size=st.sampled_from([2, 16, 22, 64, 80]),
+    slots=st.integers(1, 50),
+    sharpness=st.sampled_from([0.0, 1.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_attention(batch, tokens, shared, groups, size, slots, sharpness, seed):
+    chance = np.random.default_rng(seed)
+    filled = int(chance.integers(0, slots + 1))
+    query = sharpness * normal(seed, batch, tokens, shared * groups, size)
+    keys, values = (normal(seed + n, batch, tokens, shared, size) for n in (1, 2))
+    old_keys, old_values = (normal(seed + n, batch, shared, slots, size) for n in (3, 4))
+    old_rows, new_rows = chance.choice([1, tokens]), chance.choice([1, batch])
+    masks = (
+        chance.random((batch, old_rows, slots)) < 0.7,
+        (chance.random((new_rows, tokens, tokens)) < 0.5) | np.eye(tokens, dtype=bool),
+    )
+    masks[0][:, :, filled:] = False
+    operands = (
+        query,
+        (keys, values),
+        (old_keys, old_values),
+        jax.tree.map(jnp.asarray, masks),
+        jnp.int32(filled),
+    )
+    made, expected = (attention.attend(*operands, policy) for policy in (NATIVE, XLA))
+    # Scores are rounded at their own size, and weights change by as much.
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=2e-6 * (1 + sharpness))
+
+
+def test_attention_weighs_nothing_beyond_the_reach_of_floats():
+    """A score 200 below the largest weighs 0, and one of −inf too."""
+    query = jnp.ones((1, 1, 1, 2))
+    keys = jnp.asarray([[[[0.0, 0.0], [-100.0, -100.0], [-jnp.inf, 0.0]]]])
+    values = jnp.asarray([[[[1.0, 0.0], [jnp.finfo(jnp.float32).max] * 2, [5.0, 5.0]]]])
+    masks = (jnp.ones((1, 1, 3), bool), jnp.ones((1, 1, 1), bool))
+    new = (jnp.zeros((1, 1, 1, 2)), jnp.asarray([[[[3.0, 0.0]]]]))
+    made = attention.attend(query, new, (keys, values), masks, jnp.int32(3), NATIVE)
+    np.testing.assert_allclose(made[0, 0, 0], [2.0, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap rows", "vmap kernels", "vmap grad"])
+def test_transformations_are_those_of_jax(transform):
+    hidden, kernel = normal(0, 2, 4, 6), normal(1, 5, 6)
+
+    def loss(hidden, kernel, policy):
+        (product,) = products.products(hidden, [kernel], policy)
+        scaled = norm.rms_norm(product, jnp.full((5,), 2.0), 1e-5, policy)
+        heads = scaled[:, :, None]
+        masks = (jnp.ones((2, 1, 3), bool), jnp.tril(jnp.ones((1, 4, 4), bool)))
+        old = (jnp.ones((2, 1, 3, 5)), normal(2, 2, 1, 3, 5))
+        mixed = attention.attend(heads, (heads, heads), old, masks, jnp.int32(3), policy)
+        return jnp.sum(jnp.sin(mixed))
+
+    def run(policy):
+        def of(hidden, kernel):
+            return loss(hidden, kernel, policy)
+
+        many, kernels = normal(3, 3, 2, 4, 6), normal(4, 3, 5, 6)
+        match transform:
+            case "grad":
+                return jax.grad(of, (0, 1))(hidden, kernel)
+            case "jvp":
+                return jax.jvp(of, (hidden, kernel), (hidden, kernel))
+            case "vmap rows":
+                return jax.vmap(of, (0, None))(many, kernel)
+            case "vmap kernels":
+                return jax.vmap(of, (None, 0))(hidden, kernels)
+            case _:
+                return jax.vmap(jax.grad(of, 1), (0, None))(many, kernel)
+
+    for made, expected in zip(*map(jax.tree.leaves, (run(NATIVE), run(XLA))), strict=True):
+        np.testing.assert_allclose(made, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_other_dtypes_go_by_xla():
+    hidden, kernel = normal(0, 1, 2, 6).astype(jnp.bfloat16), normal(1, 5, 6).astype(jnp.bfloat16)
+    made = products.products(hidden, [kernel], NATIVE)[0]
+    np.testing.assert_array_equal(made, products.products(hidden, [kernel], XLA)[0])
+
+
+def test_callers_that_share_the_threads_wait_for_each_other_only():
+    """Many calls that hang on nothing of each other, in one program and in several threads."""
+    hidden, kernels = normal(0, 1, 3, 64), [normal(n, 96, 64) for n in range(24)]
+
+    @jax.jit
+    def many(hidden):
+        return [products.products(hidden, [kernel], NATIVE)[0] for kernel in kernels]
+
+    expected = jax.device_get(many(hidden))
+    started = [many(hidden) for _ in range(50)]
+    for made in started:
+        for product, kept in zip(made, expected, strict=True):
+            np.testing.assert_array_equal(product, kept)
