@@ -17,7 +17,7 @@ __all__ = ["init"]
 # Capacities are rounded up to this many slots, so that prompts of like length share programs.
 _CAPACITY_STEP = 128
 _LARGEST_CHUNK = 128
-_SMALLEST_CHUNK = 16
+_CHUNK_STEP = 16
 # Slots past the text, whatever the prompt, so that its length never changes the loop's program.
 _ROOM = 32
 
@@ -152,14 +152,17 @@ def _check_constraint(
 
 
 def _chunk(widest: int, slots: int) -> int:
-    """A power of two, so that prompts of like length share a prefill program.
+    """Tokens a prefill pass: as few passes as may be, of even width, so that little is padded.
 
-    Prompts begin at slot 0, so chunks lie at its multiples; the last must end within `slots`.
+    A multiple of 16, so that prompts of like length share a prefill program. Prompts begin at slot
+    0, so chunks lie at its multiples; the last must end within `slots`.
     """
-    rounded = 1 << max(widest - 1, 0).bit_length()
-    chunk = min(max(rounded, _SMALLEST_CHUNK), _LARGEST_CHUNK)
-    while chunk > _SMALLEST_CHUNK and -(-widest // chunk) * chunk > slots:
-        chunk //= 2
+    # The last token is left to the first step.
+    needed = max(widest - 1, 1)
+    passes = -(-needed // _LARGEST_CHUNK)
+    chunk = -(-needed // (passes * _CHUNK_STEP)) * _CHUNK_STEP
+    while chunk > _CHUNK_STEP and -(-needed // chunk) * chunk > slots:
+        chunk -= _CHUNK_STEP
     return chunk
 
 

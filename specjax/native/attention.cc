@@ -71,7 +71,7 @@ void MixLanes(const float* weights, int64_t row, const std::array<Slots, 2>& val
 template <int tokens>
 void Mix(const float* weights, int64_t row, const std::array<Slots, 2>& values, float* mixed,
          int64_t size) {
-  constexpr int vectors = std::clamp((kRegisters - 2) / (tokens + 1), 1, 4);
+  constexpr int vectors = tokens * 4 + 6 < kRegisters ? 4 : tokens * 2 + 4 < kRegisters ? 2 : 1;
   int64_t first = 0;
   for (; first + vectors * kLanes <= size; first += vectors * kLanes) {
     MixLanes<tokens, vectors>(weights, row, values, first, kLanes, mixed, size);

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from specjax import decoding, drafters, models, types
-from specjax.decoding import generation
+from specjax.decoding import generation, start
 from specjax.decoding import state as states
 
 CONFIG = models.TransformerConfig(50, 16, 32, 3, 4, 2, 8, 1024)
@@ -47,6 +47,18 @@ def test_no_step_copies_a_cache(name, batch):
     program = loop(*DRAFTERS[name], batch)
     assert SLOTS.search(program), "the caches are not where this test looks for them"
     assert copies(program, 256) == []
+
+
+def test_prefill_computes_no_logits():
+    """Nothing asks for them, so nothing in the program has the vocabulary's width but weights."""
+    text, counts = jnp.zeros((1, 32), jnp.int32), jnp.ones((1,), jnp.int32)
+    arguments = (TARGET, drafters.prompt_lookup(8), text, counts, counts)
+    lowered = start._start.lower(*arguments, room=32, chunk=16)
+    program = str(lowered.compile().as_text())
+    assert "f32[50,16]" in program, "the head is not where this test looks for it"
+    assert not re.search(r"f32\[(1,)?16,50\]", program)
+    one_pass = jax.jit(TARGET.apply).lower(TARGET.params, text[:, :16], TARGET.init_cache(1, 48))
+    assert re.search(r"f32\[(1,)?16,50\]", str(one_pass.compile().as_text()))
 
 
 def test_the_test_sees_a_cache_that_is_copied():

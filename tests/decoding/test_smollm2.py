@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import specjax
 from specjax import checkpoints, drafters, types
+from specjax.models import policy
 
 PROMPTS = (
     "Repeat exactly: red green blue red green blue red green",
@@ -16,6 +18,26 @@ PROMPTS = (
 @pytest.fixture(scope="module")
 def prompts(smollm2):
     return [smollm2.chat(text) for text in PROMPTS]
+
+
+@pytest.mark.skipif(not policy.for_backend().native, reason="passes by XLA round as they like")
+def test_logits_are_the_same_to_the_last_bit_in_passes_of_any_width(smollm2, prompts):
+    model, text = smollm2.target, prompts[0]
+    apply = jax.jit(model.apply)
+
+    def logits(width):
+        cache, found = model.init_cache(1, 64), []
+        for first in range(0, len(text), width):
+            tokens = jnp.asarray([text[first : first + width]], jnp.int32)
+            output, entries = apply(model.params, tokens, cache, None)
+            count = jnp.full((1,), tokens.shape[1], jnp.int32)
+            cache = model.commit(model.append(cache, entries), None, count)
+            found.append(np.asarray(output.logits[0]))
+        return np.concatenate(found)
+
+    alone = logits(1)
+    for width in (2, 9, 16, len(text)):
+        np.testing.assert_array_equal(logits(width), alone)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
