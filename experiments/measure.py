@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _ROW_BYTES = 16384
+_PASSES = 4
 
 _Name = TypeVar("_Name", bound=Hashable)
 
@@ -51,10 +52,15 @@ class Seconds:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Something to be timed: `run(*prepare())`, of which only `run` is on the clock."""
+    """Something to be timed: `run(*prepare())`, of which only `run` is on the clock.
+
+    Attributes:
+      times: how often a run does the thing; its seconds are a run's, divided.
+    """
 
     run: Callable[..., Any]
     prepare: Callable[[], tuple] = tuple
+    times: int = 1
 
 
 def interleave(
@@ -75,22 +81,22 @@ def interleave(
       settling: seconds off the clock at every turn.
     """
     for variant in variants.values():
-        _once(variant)
-    once = [_once(variant) for variant in variants.values()]
+        _run(variant)
+    once = [_run(variant) for variant in variants.values()]
     expect(repeats * (sum(once) + sum(max(settling, seconds) for seconds in once)))
     taken: dict[_Name, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, variant in variants.items():
             settled = time.perf_counter() + settling
             while time.perf_counter() < settled:
-                _once(variant)
-            taken[name].append(_once(variant))
+                _run(variant)
+            taken[name].append(_run(variant) / variant.times)
     return {
         name: Seconds(statistics.median(runs), min(runs), max(runs)) for name, runs in taken.items()
     }
 
 
-def _once(variant: Variant) -> float:
+def _run(variant: Variant) -> float:
     arguments = jax.block_until_ready(variant.prepare())
     began = time.perf_counter()
     jax.block_until_ready(variant.run(*arguments))
@@ -132,7 +138,10 @@ def matmul(side: int) -> Variant:
 def forward(
     model: types.LanguageModel, count: int, fill: int, cache: Any, tree: trees.Tree | None = None
 ) -> Variant:
-    """One pass over `count` new tokens, down to the most probable token after each.
+    """A pass over `count` new tokens, down to the most probable token after each.
+
+    Some passes in one program, as a decode is one, each over the tokens that the one before gave: a
+    call costs a while of its own.
 
     Args:
       model: with a key/value cache.
@@ -144,13 +153,19 @@ def forward(
     drawn = np.random.default_rng(0).integers(0, model.vocab_size, (1, count))
     tokens = jnp.asarray(drawn, jnp.int32)
     cache = dataclasses.replace(cache, length=jnp.full((1,), fill, jnp.int32))
-    return Variant(functools.partial(_forward, model, tokens, cache, tree))
+    run = functools.partial(_forward, model, tokens, cache, tree, _PASSES)
+    return Variant(run, times=_PASSES)
 
 
 @jax.jit
-def _forward(model, tokens, cache, tree):
-    output, entries = model.apply(model.params, tokens, cache, tree, ())
-    return sampling.greedy(output.logits), entries
+def _forward(model, tokens, cache, tree, passes):
+    def again(_, made):
+        output, entries = model.apply(model.params, made[0], cache, tree, ())
+        return sampling.greedy(output.logits), entries
+
+    shapes = jax.eval_shape(again, 0, (tokens,))
+    entries = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1])
+    return jax.lax.fori_loop(0, passes, again, (tokens, entries))
 
 
 # Drafting, verifying, and the whole loop.
@@ -231,7 +246,6 @@ def loop(
 
     An iteration's pass is wide where something was drafted and one token otherwise; its cost is the
     mean over three fills, the loop's first, middle and last, in a cache of the loop's capacity.
-    Alone, a pass also pays for its call, which the loop does once; so the overhead may be negative.
 
     Args:
       target: with a key/value cache.

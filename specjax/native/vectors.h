@@ -62,10 +62,10 @@ __attribute__((always_inline)) inline Vector SumEach(Vector* sums) {
   return sums[0];
 }
 
-// e^x for x <= 0, to the last bit or two; 0 below -87, where floats run out.
+// e^x for x <= 0, to the last bit or two; 0 below -87, where floats run out; NaN for NaN.
 inline Vector Exp(Vector x) {
   const Vector least = Vector{} - 87.0f;
-  const Vector bounded = x > least ? x : least;
+  const Vector bounded = x < least ? least : x;
   // e^x = 2^whole * e^rest with |rest| <= log(2) / 2; adding 1.5 * 2^23 rounds to a whole number and
   // leaves it in the low bits.
   const Vector rounder = Vector{} + 12582912.0f;
@@ -82,5 +82,5 @@ inline Vector Exp(Vector x) {
   series = series * rest + 1.0f;
   const Integers exponent = ((Integers)shifted - (Integers)rounder) << 23;
   const Vector power = (Vector)((Integers)series + exponent);
-  return x > least ? power : Vector{};
+  return x < least ? Vector{} : x == x ? power : x;
 }

@@ -9,13 +9,16 @@ import pytest
 from specjax import decoding, drafters, models, types
 from specjax.decoding import generation, start
 from specjax.decoding import state as states
+from specjax.models import policy
 
 CONFIG = models.TransformerConfig(50, 16, 32, 3, 4, 2, 8, 1024)
-TARGET = models.language_model(CONFIG, models.init_params(CONFIG, jax.random.key(0)))
+PARAMS = models.init_params(CONFIG, jax.random.key(0))
+POLICIES = {"xla": policy.Policy(vector_parts=2), "backend's": policy.for_backend()}
+TARGETS = {name: models.language_model(CONFIG, PARAMS, given) for name, given in POLICIES.items()}
 DRAFTERS = {
-    "plain": (decoding.NOTHING, "match"),
-    "prompt_lookup": (drafters.prompt_lookup(8), "match"),
-    "model": (drafters.model(TARGET, 3), "block"),
+    "plain": lambda target: (decoding.NOTHING, "match"),
+    "prompt_lookup": lambda target: (drafters.prompt_lookup(8), "match"),
+    "model": lambda target: (drafters.model(target, 3), "block"),
 }
 SLOTS = re.compile(r"f32\[\d+,2,(\d+),8\]")
 
@@ -31,33 +34,38 @@ def copies(program, least):
     return found
 
 
-def loop(drafter, rule, batch):
+def loop(target, drafter, rule, batch):
     options = {"max_new_tokens": 20, "capacity": 256, "sampling": types.Sampling(0.7)}
-    request, state = decoding.init(TARGET, drafter, [[1, 2, 3]] * batch, **options)
+    request, state = decoding.init(target, drafter, [[1, 2, 3]] * batch, **options)
     statistics = states.no_statistics(batch, drafter.nodes)
-    rule = decoding.rule_for(TARGET, drafter, rule)
+    rule = decoding.rule_for(target, drafter, rule)
     steps = jnp.int32(9)
-    lowered = generation._run.lower(TARGET, drafter, request, state, statistics, steps, rule)
+    lowered = generation._run.lower(target, drafter, request, state, statistics, steps, rule)
     return str(lowered.compile().as_text())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_no_step_copies_a_cache(name, batch):
-    program = loop(*DRAFTERS[name], batch)
+@pytest.mark.parametrize("chosen", TARGETS)
+def test_no_step_copies_a_cache(chosen, name, batch):
+    target = TARGETS[chosen]
+    drafter, rule = DRAFTERS[name](target)
+    program = loop(target, drafter, rule, batch)
     assert SLOTS.search(program), "the caches are not where this test looks for them"
     assert copies(program, 256) == []
 
 
-def test_prefill_computes_no_logits():
+@pytest.mark.parametrize("chosen", TARGETS)
+def test_prefill_computes_no_logits(chosen):
     """Nothing asks for them, so nothing in the program has the vocabulary's width but weights."""
+    target = TARGETS[chosen]
     text, counts = jnp.zeros((1, 32), jnp.int32), jnp.ones((1,), jnp.int32)
-    arguments = (TARGET, drafters.prompt_lookup(8), text, counts, counts)
+    arguments = (target, drafters.prompt_lookup(8), text, counts, counts)
     lowered = start._start.lower(*arguments, room=32, chunk=16)
     program = str(lowered.compile().as_text())
     assert "f32[50,16]" in program, "the head is not where this test looks for it"
     assert not re.search(r"f32\[(1,)?16,50\]", program)
-    one_pass = jax.jit(TARGET.apply).lower(TARGET.params, text[:, :16], TARGET.init_cache(1, 48))
+    one_pass = jax.jit(target.apply).lower(target.params, text[:, :16], target.init_cache(1, 48))
     assert re.search(r"f32\[(1,)?16,50\]", str(one_pass.compile().as_text()))
 
 

@@ -1,12 +1,14 @@
 """The real model: one key, one text, whatever drafts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import specjax
-from specjax import checkpoints, drafters, types
+from specjax import checkpoints, drafters, models, types
 from specjax.models import policy
 
 PROMPTS = (
@@ -40,17 +42,24 @@ def test_logits_are_the_same_to_the_last_bit_in_passes_of_any_width(smollm2, pro
         np.testing.assert_array_equal(logits(width), alone)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
-def test_match_writes_the_text_of_plain_decoding(smollm2, prompts, temperature):
+@pytest.mark.parametrize(
+    "temperature, chosen",
+    [(0.0, None), (0.7, None), (1.3, None), (0.7, policy.Policy(vector_parts=2))],
+)
+def test_match_writes_the_text_of_plain_decoding(smollm2, prompts, temperature, chosen):
+    target = smollm2.target
+    if chosen is not None:
+        laid_out = models.language_model(smollm2.config, target.params, chosen)
+        target = dataclasses.replace(target, apply=laid_out.apply, resume=laid_out.resume)
     options = {
         "key": jax.random.key(3),
         "max_new_tokens": [28, 14],
         "sampling": types.Sampling(temperature),
     }
-    plain = specjax.autoregressive(smollm2.target, prompts, **options)
+    plain = specjax.autoregressive(target, prompts, **options)
     draft = checkpoints.layer_truncated(smollm2, 8)
     for drafter in (drafters.prompt_lookup(6), drafters.model(draft, 3)):
-        result = specjax.generate(smollm2.target, drafter, prompts, rule="match", **options)
+        result = specjax.generate(target, drafter, prompts, rule="match", **options)
         assert result.new_tokens == plain.new_tokens
         assert result.statistics.tau >= 1
 

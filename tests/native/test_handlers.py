@@ -87,6 +87,22 @@ def test_attention_weighs_nothing_beyond_the_reach_of_floats():
     np.testing.assert_allclose(made[0, 0, 0], [2.0, 0.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_attention_does_not_hide_what_is_not_finite(where, poison):
+    query, keys, values = (np.ones((1, 1, 1, 2)), np.ones((1, 1, 20, 2)), np.ones((1, 1, 20, 2)))
+    {"query": query, "key": keys, "value": values}[where][..., -1, :] = poison
+    masks = (jnp.ones((1, 1, 20), bool), jnp.ones((1, 1, 1), bool))
+    old = (jnp.asarray(keys, jnp.float32), jnp.asarray(values, jnp.float32))
+    new = (jnp.ones((1, 1, 1, 2)), jnp.ones((1, 1, 1, 2)))
+    asked = jnp.asarray(query, jnp.float32)
+    made, expected = (
+        attention.attend(asked, new, old, masks, jnp.int32(20), policy) for policy in (NATIVE, XLA)
+    )
+    assert not np.any(np.isfinite(expected))
+    np.testing.assert_array_equal(made, expected)
+
+
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap rows", "vmap kernels", "vmap grad"])
 def test_transformations_are_those_of_jax(transform):
     hidden, kernel = normal(0, 2, 4, 6), normal(1, 5, 6)
