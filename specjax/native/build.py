@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,12 +38,14 @@ def library() -> pathlib.Path:
     Raises:
       BuildError: there is no C++ compiler, or it does not accept the sources.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    found = filter(shutil.which, ("c++", "g++", "clang++"))
+    # The variable may hold arguments too, as in "ccache g++".
+    compiler = shlex.split(os.environ.get("CXX", "")) or list(found)[:1]
+    if not compiler:
         raise BuildError("no C++ compiler found; install one, or name it in the variable CXX")
     sources = sorted(_FOLDER.glob("*.cc"))
     # What the compiler predefines names itself and every instruction set that it will use.
-    machine = _run([compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    machine = _run([*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
     parts = [machine, importlib.metadata.version("jaxlib"), *_FLAGS]
     parts += [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -55,7 +58,7 @@ def library() -> pathlib.Path:
             made = pathlib.Path(folder) / path.name
             include = f"-I{jax.ffi.include_dir()}"
             print("compiling native kernels, once for this machine …", file=sys.stderr, flush=True)
-            _run([compiler, *_FLAGS, include, *map(str, sources), "-o", str(made)])
+            _run([*compiler, *_FLAGS, include, *map(str, sources), "-o", str(made)])
             os.replace(made, path)
     except OSError as error:
         raise BuildError(f"{path.parent}: {error}") from error

@@ -65,6 +65,12 @@ def test_a_failure_is_told_once_and_xla_steps_in(tmp_path, monkeypatch, body, re
     assert build.target("products") is None
 
 
+def test_a_compiler_with_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", f"env MACHINE=three {compiler(tmp_path / 'cxx', STANDS_IN)}")
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    assert build.library().read_text() == "library\n"
+
+
 def test_no_compiler(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
