@@ -52,8 +52,11 @@ void MixLanes(const float* weights, int64_t row, const std::array<Slots, 2>& val
         right[v] = lanes == kLanes ? Load(value + v * kLanes) : LoadSome(value, lanes);
       }
       UNROLL for (int token = 0; token < tokens; ++token) {
-        const float weight = weights[token * row + s];
-        UNROLL for (int v = 0; v < vectors; ++v) sums[token * vectors + v] += weight * right[v];
+        const Vector weight = Vector{} + weights[token * row + s];
+        UNROLL for (int v = 0; v < vectors; ++v) {
+          Vector& sum = sums[token * vectors + v];
+          sum = MultiplyAdd(weight, right[v], sum);
+        }
       }
     }
     weights += part.count;
@@ -142,7 +145,8 @@ struct Attention {
       old_count = std::max(old_count, Reach(old_visible[i], filled));
       new_count = std::max(new_count, Reach(new_visible[i], tokens));
     }
-    const int64_t width = (old_count + new_count + kLanes - 1) / kLanes * kLanes;
+    // At least one vector, even where nothing is visible.
+    const int64_t width = (old_count + new_count) / kLanes * kLanes + kLanes;
     static thread_local std::vector<float> scratch;
     scratch.resize(count * (2 * size + width));
     float* const queried = scratch.data();

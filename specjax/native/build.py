@@ -20,7 +20,7 @@ from specjax import storage
 __all__ = ["BuildError", "library", "target"]
 
 _FOLDER = pathlib.Path(__file__).parent
-_FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-w")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-w")
 _LIMIT_SECONDS = 300.0
 
 

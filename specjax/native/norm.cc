@@ -20,8 +20,13 @@ ffi::Error RmsNorm(ffi::BufferR2<ffi::F32> x, ffi::BufferR1<ffi::F32> scale,
     float* to = result->typed_data() + row * size;
     Vector squares[kLanes] = {};
     int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) squares[0] += Load(from + i) * Load(from + i);
-    if (i < size) squares[0] += LoadSome(from + i, size - i) * LoadSome(from + i, size - i);
+    for (; i + kLanes <= size; i += kLanes) {
+      squares[0] = MultiplyAdd(Load(from + i), Load(from + i), squares[0]);
+    }
+    if (i < size) {
+      const Vector rest = LoadSome(from + i, size - i);
+      squares[0] = MultiplyAdd(rest, rest, squares[0]);
+    }
     const float mean = SumEach(squares)[0] / size;
     const float factor = 1.0f / std::sqrt(mean + *epsilon.typed_data());
     for (i = 0; i < size; ++i) to[i] = from[i] * factor * factors[i];

@@ -20,7 +20,8 @@ void Parallel(xla::ffi::ThreadPool pool, int64_t tasks, Work work) {
   struct State {
     State(Work work, int64_t tasks) : work(std::move(work)), tasks(tasks) {}
 
-    void Run() {
+    // An exception here has nobody to catch it: the buffers are in others' use.
+    void Run() noexcept {
       for (int64_t task; (task = next.fetch_add(1)) < tasks;) {
         work(task);
         done.fetch_add(1, std::memory_order_release);

@@ -59,7 +59,7 @@ ffi::Error Products(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::Remain
   const int64_t tokens = x.dimensions()[0], inputs = x.dimensions()[1];
   const float* rows = x.typed_data();
   // As many shares as threads: each reads a stretch of memory of its own.
-  const int64_t shares = pool.num_threads();
+  const int64_t shares = std::max<int64_t>(1, pool.num_threads());
   Parallel(pool, shares, [=](int64_t share) {
     Share(products, rows, tokens, inputs, share, shares);
   });

@@ -36,14 +36,18 @@ void InnerProducts(const float* k, int64_t stride, const float* x, int64_t input
     }
     UNROLL for (int token = 0; token < tokens; ++token) {
       const Vector right = Load(x + token * inputs + i);
-      UNROLL for (int row = 0; row < rows; ++row) sums[row * tokens + token] += left[row] * right;
+      UNROLL for (int row = 0; row < rows; ++row) {
+        Vector& sum = sums[row * tokens + token];
+        sum = MultiplyAdd(left[row], right, sum);
+      }
     }
   }
   if (i < inputs) {
     UNROLL for (int row = 0; row < rows; ++row) {
       const Vector left = LoadSome(k + row * stride + i, inputs - i);
       UNROLL for (int token = 0; token < tokens; ++token) {
-        sums[row * tokens + token] += left * LoadSome(x + token * inputs + i, inputs - i);
+        Vector& sum = sums[row * tokens + token];
+        sum = MultiplyAdd(left, LoadSome(x + token * inputs + i, inputs - i), sum);
       }
     }
   }
