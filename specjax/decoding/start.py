@@ -97,7 +97,9 @@ def init(
     # Rows that go on do so from anywhere, so their last chunk may reach this far past the text.
     room = max(drafter.nodes + 1, _ROOM) if state is None else state.room
     if chunk is None:
-        width = _chunk(widest, slots + room)
+        # The last token is left to the first step; going on, the one left before comes on top.
+        fed = max(widest - (state is None), 1)
+        width = _chunk(fed, slots + room)
         width = width if state is None else min(width, room)
     else:
         width = types.whole("chunk", chunk, 1)
@@ -151,14 +153,12 @@ def _check_constraint(
     jax.eval_shape(ask)
 
 
-def _chunk(widest: int, slots: int) -> int:
+def _chunk(needed: int, slots: int) -> int:
     """Tokens a prefill pass: as few passes as may be, of even width, so that little is padded.
 
     A multiple of 16, so that prompts of like length share a prefill program. Prompts begin at slot
     0, so chunks lie at its multiples; the last must end within `slots`.
     """
-    # The last token is left to the first step.
-    needed = max(widest - 1, 1)
     passes = -(-needed // _LARGEST_CHUNK)
     chunk = -(-needed // (passes * _CHUNK_STEP)) * _CHUNK_STEP
     while chunk > _CHUNK_STEP and -(-needed // chunk) * chunk > slots:

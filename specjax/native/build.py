@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import hashlib
-import importlib.metadata
 import os
 import pathlib
 import shlex
@@ -14,6 +13,7 @@ import tempfile
 import warnings
 
 import jax
+from jaxlib import version
 
 from specjax import storage
 
@@ -46,10 +46,13 @@ def library() -> pathlib.Path:
     sources = sorted(_FOLDER.glob("*.cc"))
     # What the compiler predefines names itself and every instruction set that it will use.
     machine = _run([*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    parts = [machine, importlib.metadata.version("jaxlib"), *_FLAGS]
+    parts = [machine, version.__version__, *_FLAGS]
     parts += [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = storage.cache_folder() / "native" / f"{digest}.so"
+    try:
+        path = storage.cache_folder() / "native" / f"{digest}.so"
+    except RuntimeError as error:
+        raise BuildError(f"no home folder; name one in SPECJAX_CACHE ({error})") from error
     if path.is_file():
         return path
     try:
@@ -68,7 +71,12 @@ def library() -> pathlib.Path:
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]}: {error}") from error

@@ -70,8 +70,11 @@ def test_the_pass_is_the_same(params, name, fill, kind):
         np.testing.assert_allclose(left, right, atol=2e-5)
 
 
-def test_what_lies_beyond_the_fill_is_not_read(params):
-    chosen = policy.Policy(shortest_prefix=8)
+@pytest.mark.parametrize("by", ["xla", "native"])
+def test_what_lies_beyond_the_fill_is_not_read(params, by):
+    if by == "native" and not native.available():
+        pytest.skip("no C++ compiler")
+    chosen = policy.Policy(native=by == "native", shortest_prefix=8)
     model = models.language_model(CONFIG, params, chosen)
     cache = model.init_cache(1, 32)
     length = jnp.full((1,), 7, jnp.int32)

@@ -78,6 +78,16 @@ def test_no_compiler(monkeypatch):
         build.library()
 
 
+def test_no_home(tmp_path, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(build.storage, "cache_folder", home)
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", STANDS_IN))
+    with pytest.raises(native.BuildError, match="SPECJAX_CACHE"):
+        build.library()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", STANDS_IN))
