@@ -72,7 +72,9 @@ def interleave(
     """Times all variants in turn, `repeats` rounds after one that compiles and one that warms.
 
     At every turn a variant first runs off the clock for a while: a wide pass leaves the cores at a
-    lower rate for some 50 milliseconds, and the next would pay for it.
+    lower rate for some 50 milliseconds, and the next would pay for it. A small part finds its
+    arguments in the caches then, as it does after the pass that made them; what it does not find
+    there in a loop counts as the loop's overhead.
 
     Args:
       variants: by name.

@@ -98,7 +98,7 @@ def init(
     room = max(drafter.nodes + 1, _ROOM) if state is None else state.room
     if chunk is None:
         # The last token is left to the first step; going on, the one left before comes on top.
-        fed = max(widest - (state is None), 1)
+        fed = max(min(widest, slots) - (state is None), 1)
         width = _chunk(fed, slots + room)
         width = width if state is None else min(width, room)
     else:

@@ -53,6 +53,6 @@ def for_backend(backend: str | None = None) -> Policy:
     if backend == "cpu":
         cores = os.cpu_count() or 1
         # A sharded program would gather what a call from outside XLA needs.
-        alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+        alone = jax.device_count() == 1
         return Policy(alone and native.available(), vector_parts=1 << (cores - 1).bit_length())
     return Policy()

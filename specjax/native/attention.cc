@@ -14,6 +14,7 @@
 
 #include "parallel.h"
 #include "rows.h"
+#include "shapes.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -119,27 +120,28 @@ struct Attention {
   const bool *old_mask, *new_mask;
   float* mixed;
   // T new tokens, S slots of the cache, of which no row holds anything beyond `filled`.
-  int64_t batch, tokens, heads, shared, size, slots, filled;
+  int64_t batch, tokens, heads, key_heads, size, slots, filled;
   // Elements from one row, and from one token, to the next; 0 where all have the same mask.
-  int64_t old_mask_row = 0, old_mask_token = 0, new_mask_row = 0;
+  int64_t old_mask_row, old_mask_token, new_mask_row;
 
-  int64_t queries() const { return heads / shared * tokens; }
+  int64_t queries() const { return heads / key_heads * tokens; }
   int64_t blocks() const { return (queries() + kMostTokens - 1) / kMostTokens; }
 
   // One block of the queries of one key head in one row.
   void Block(int64_t task) const {
-    const int64_t block = task % blocks(), head = task / blocks() % shared;
-    const int64_t row = task / blocks() / shared;
+    const int64_t block = task % blocks(), head = task / blocks() % key_heads;
+    const int64_t row = task / blocks() / key_heads;
     const int64_t first = block * queries() / blocks();
     const int count = (block + 1) * queries() / blocks() - first;
-    const int64_t groups = heads / shared;
+    const int64_t groups = heads / key_heads;
 
-    int64_t place[kMostTokens];
+    // A query is one token with one of the heads that share the key head; it lies at its offset.
+    int64_t offset[kMostTokens];
     const bool *old_visible[kMostTokens], *new_visible[kMostTokens];
     int64_t old_count = 0, new_count = 0;
     for (int i = 0; i < count; ++i) {
       const int64_t token = (first + i) / groups, group = (first + i) % groups;
-      place[i] = ((row * tokens + token) * heads + head * groups + group) * size;
+      offset[i] = ((row * tokens + token) * heads + head * groups + group) * size;
       old_visible[i] = old_mask + row * old_mask_row + token * old_mask_token;
       new_visible[i] = new_mask + row * new_mask_row + token * tokens;
       old_count = std::max(old_count, Reach(old_visible[i], filled));
@@ -154,12 +156,12 @@ struct Attention {
     float* const scores = mixes + count * size;
 
     for (int i = 0; i < count; ++i) {
-      std::copy_n(query + place[i], size, queried + i * size);
+      std::copy_n(query + offset[i], size, queried + i * size);
     }
-    const int64_t old_first = (row * shared + head) * slots * size;
-    const int64_t new_first = (row * tokens * shared + head) * size;
+    const int64_t old_first = (row * key_heads + head) * slots * size;
+    const int64_t new_first = (row * tokens * key_heads + head) * size;
     kRowsTimes[count - 1](old_keys + old_first, size, old_count, queried, size, scores, width);
-    kRowsTimes[count - 1](new_keys + new_first, shared * size, new_count, queried, size,
+    kRowsTimes[count - 1](new_keys + new_first, key_heads * size, new_count, queried, size,
                           scores + old_count, width);
     for (int i = 0; i < count; ++i) {
       float* score = scores + i * width;
@@ -173,9 +175,9 @@ struct Attention {
       Exponentiate(score, width);
     }
     const std::array values = {Slots{old_values + old_first, size, old_count},
-                               Slots{new_values + new_first, shared * size, new_count}};
+                               Slots{new_values + new_first, key_heads * size, new_count}};
     kMix[count - 1](scores, width, values, mixes, size);
-    for (int i = 0; i < count; ++i) std::copy_n(mixes + i * size, size, mixed + place[i]);
+    for (int i = 0; i < count; ++i) std::copy_n(mixes + i * size, size, mixed + offset[i]);
   }
 };
 
@@ -186,8 +188,22 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query,
                   ffi::BufferR4<ffi::F32> old_keys, ffi::BufferR4<ffi::F32> old_values,
                   ffi::BufferR3<ffi::PRED> old_mask, ffi::BufferR3<ffi::PRED> new_mask,
                   ffi::BufferR0<ffi::S32> filled, ffi::ResultBufferR4<ffi::F32> mixed) {
-  const auto shape = query.dimensions();
-  Attention attention = {
+  const int64_t batch = query.dimensions()[0], tokens = query.dimensions()[1];
+  const int64_t heads = query.dimensions()[2], size = query.dimensions()[3];
+  const int64_t key_heads = old_keys.dimensions()[1], slots = old_keys.dimensions()[2];
+  const int64_t old_mask_tokens = old_mask.dimensions()[1], new_mask_rows = new_mask.dimensions()[0];
+  if (key_heads < 1 || heads % key_heads != 0 || !Shaped(*mixed, {batch, tokens, heads, size}) ||
+      !Shaped(new_keys, {batch, tokens, key_heads, size}) ||
+      !Shaped(new_values, {batch, tokens, key_heads, size}) ||
+      !Shaped(old_keys, {batch, key_heads, slots, size}) ||
+      !Shaped(old_values, {batch, key_heads, slots, size}) ||
+      !Shaped(old_mask, {batch, old_mask_tokens, slots}) ||
+      !Shaped(new_mask, {new_mask_rows, tokens, tokens}) ||
+      (old_mask_tokens != 1 && old_mask_tokens != tokens) ||
+      (new_mask_rows != 1 && new_mask_rows != batch)) {
+    return ffi::Error::InvalidArgument("attend: sizes do not agree");
+  }
+  const Attention attention = {
       .query = query.typed_data(),
       .new_keys = new_keys.typed_data(),
       .new_values = new_values.typed_data(),
@@ -196,19 +212,18 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::BufferR4<ffi::F32> query,
       .old_mask = old_mask.typed_data(),
       .new_mask = new_mask.typed_data(),
       .mixed = mixed->typed_data(),
-      .batch = shape[0],
-      .tokens = shape[1],
-      .heads = shape[2],
-      .shared = old_keys.dimensions()[1],
-      .size = shape[3],
-      .slots = old_keys.dimensions()[2],
-      .filled = std::clamp<int64_t>(*filled.typed_data(), 0, old_keys.dimensions()[2]),
+      .batch = batch,
+      .tokens = tokens,
+      .heads = heads,
+      .key_heads = key_heads,
+      .size = size,
+      .slots = slots,
+      .filled = std::clamp<int64_t>(*filled.typed_data(), 0, slots),
+      .old_mask_row = old_mask_tokens * slots,
+      .old_mask_token = old_mask_tokens == 1 ? 0 : slots,
+      .new_mask_row = new_mask_rows == 1 ? 0 : tokens * tokens,
   };
-  attention.old_mask_token = old_mask.dimensions()[1] == 1 ? 0 : attention.slots;
-  attention.old_mask_row = old_mask.dimensions()[1] * attention.slots;
-  attention.new_mask_row =
-      new_mask.dimensions()[0] == 1 ? 0 : attention.tokens * attention.tokens;
-  const int64_t tasks = attention.batch * attention.shared * attention.blocks();
+  const int64_t tasks = attention.batch * attention.key_heads * attention.blocks();
   Parallel(pool, tasks, [attention](int64_t task) { attention.Block(task); });
   return ffi::Error::Success();
 }

@@ -17,7 +17,7 @@ from jaxlib import version
 
 from specjax import storage
 
-__all__ = ["BuildError", "library", "target"]
+__all__ = ["BuildError", "library", "target", "usable"]
 
 _FOLDER = pathlib.Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-w")
@@ -42,7 +42,10 @@ def library() -> pathlib.Path:
     # The variable may hold arguments too, as in "ccache g++".
     compiler = shlex.split(os.environ.get("CXX", "")) or list(found)[:1]
     if not compiler:
-        raise BuildError("no C++ compiler found; install one, or name it in the variable CXX")
+        raise BuildError(
+            "no C++ compiler found; install one (gcc 12 or later, or clang), or name it in the "
+            "variable CXX"
+        )
     sources = sorted(_FOLDER.glob("*.cc"))
     # What the compiler predefines names itself and every instruction set that it will use.
     machine = _run([*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
@@ -81,25 +84,49 @@ def _run(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]}: {error}") from error
     if done.returncode:
-        raise BuildError(f"{' '.join(command)} failed: {done.stderr.strip()[-1000:]}")
+        raise BuildError(
+            f"{shlex.join(command)} failed, where gcc 12 or later, or clang, would not: "
+            f"{done.stderr.strip()[-1000:]}"
+        )
     return done.stdout
 
 
-@functools.cache
-def target(name: str) -> str | None:
-    """Registers a handler of the library with XLA, and returns the name to call it by.
+def usable() -> bool:
+    """Whether the library can be built and loaded, tried once a process; one warning if not."""
+    return _loaded() is not None
 
-    The name holds the library's, so that a compiled program kept on disk never meets another
-    version's handler. None, after one warning, where the library cannot be built.
-    """
+
+@functools.cache
+def _loaded() -> tuple[ctypes.CDLL, str] | None:
+    """The library in this process and what tells it from others; None, after a warning, without."""
     try:
         path = library()
-        handler = getattr(ctypes.CDLL(str(path)), name)
-    except (BuildError, OSError) as error:
+        try:
+            return ctypes.CDLL(str(path)), path.stem
+        except OSError as error:
+            raise BuildError(f"{error}; delete that file, to have it built again") from error
+    except BuildError as error:
         warnings.warn(
             f"specjax's native kernels cannot be used, passes will be slower: {error}", stacklevel=2
         )
         return None
-    full_name = f"specjax_{name}_{path.stem}"
-    jax.ffi.register_ffi_target(full_name, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+@functools.cache
+def target(name: str) -> str:
+    """Registers a handler of the library with XLA, and returns the name to call it by.
+
+    The name holds the library's, so that a compiled program kept on disk never meets another
+    version's handler.
+
+    Raises:
+      BuildError: the library cannot be built.
+    """
+    loaded = _loaded()
+    if loaded is None:
+        raise BuildError("the native kernels cannot be built here; see the warning before")
+    handlers, version_name = loaded
+    full_name = f"specjax_{name}_{version_name}"
+    handler = jax.ffi.pycapsule(getattr(handlers, name))
+    jax.ffi.register_ffi_target(full_name, handler, platform="cpu")
     return full_name

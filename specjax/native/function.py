@@ -12,7 +12,7 @@ __all__ = ["available", "function"]
 
 def available() -> bool:
     """Whether handlers can be called here: on the CPU, with a library that can be built."""
-    return jax.default_backend() == "cpu" and build.target("products") is not None
+    return jax.default_backend() == "cpu" and build.usable()
 
 
 def function(
@@ -24,18 +24,21 @@ def function(
       handler: its symbol in the library.
       results: shapes of the results, from the arguments.
       reference: the same function in JAX. Derivatives, forward and backward, are its own; under
-        `vmap` it takes the handler's place.
+        `vmap`, and in programs lowered for other platforms, it takes the handler's place.
 
     Returns:
-      A function of pytrees of arrays; RuntimeError where the library cannot be built.
+      A function of pytrees of arrays; it raises BuildError where the library cannot be built.
     """
+    elsewhere = jax.jit(reference)
 
     @jax.custom_batching.custom_vmap
     def call(*operands):
         name = build.target(handler)
-        if name is None:
-            raise RuntimeError("the native kernels cannot be built here; see the warning before")
-        return jax.ffi.ffi_call(name, results(*operands))(*jax.tree.leaves(operands))
+
+        def on_cpu(*operands):
+            return jax.ffi.ffi_call(name, results(*operands))(*jax.tree.leaves(operands))
+
+        return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
 
     @call.def_vmap
     def _(axis_size, in_batched, *operands):

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "shapes.h"
 #include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -14,6 +15,9 @@ namespace ffi = xla::ffi;
 ffi::Error RmsNorm(ffi::BufferR2<ffi::F32> x, ffi::BufferR1<ffi::F32> scale,
                    ffi::BufferR0<ffi::F32> epsilon, ffi::ResultBufferR2<ffi::F32> result) {
   const int64_t rows = x.dimensions()[0], size = x.dimensions()[1];
+  if (!Shaped(scale, {size}) || !Shaped(*result, {rows, size})) {
+    return ffi::Error::InvalidArgument("rms_norm: sizes do not agree");
+  }
   const float* factors = scale.typed_data();
   for (int64_t row = 0; row < rows; ++row) {
     const float* from = x.typed_data() + row * size;

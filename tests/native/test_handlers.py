@@ -1,5 +1,7 @@
 """Every handler against its function in JAX, of any shape; and transformed as that one is."""
 
+from concurrent import futures
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from specjax import native
 from specjax.models import attention, norm, products
 from specjax.models import policy as policies
+from specjax.native import build
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 
@@ -143,8 +146,52 @@ def test_other_dtypes_go_by_xla():
     np.testing.assert_array_equal(made, products.products(hidden, [kernel], XLA)[0])
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_programs_for_other_platforms_hold_no_handler(platform):
+    """As when a program is compiled ahead of time on a machine without the device."""
+    traced = jax.jit(lambda *factors: products.products(factors[0], factors[1:], NATIVE)).trace(
+        normal(0, 1, 2, 6), normal(1, 5, 6)
+    )
+    assert "specjax_products" in traced.lower().as_text()
+    assert "specjax_products" not in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+    "handler, sizes",
+    [
+        ("products", [(2, 6), (5, 7)]),
+        ("rms_norm", [(2, 6), (5,), ()]),
+    ],
+)
+def test_a_handler_refuses_sizes_that_do_not_agree(handler, sizes):
+    operands = [jnp.ones(size) for size in sizes]
+    result = jax.ShapeDtypeStruct((2, sizes[1][0] if handler == "products" else 6), jnp.float32)
+    call = jax.ffi.ffi_call(build.target(handler), (result,))
+    with pytest.raises(Exception, match="sizes do not agree"):
+        jax.block_until_ready(call(*operands))
+
+
+@pytest.mark.parametrize("wrong", range(8))
+def test_attention_refuses_sizes_that_do_not_agree(wrong):
+    sizes = [(2, 3, 4, 8), (2, 3, 2, 8), (2, 3, 2, 8), (2, 2, 5, 8), (2, 2, 5, 8)]
+    sizes += [(2, 3, 5), (1, 3, 3), (2, 3, 4, 8)]
+    right = list(sizes)
+    sizes[wrong] = (*sizes[wrong][:-1], sizes[wrong][-1] + 1)
+    dtypes = [jnp.float32] * 5 + [bool] * 2
+
+    def call(sizes):
+        operands = [jnp.ones(size, dtype) for size, dtype in zip(sizes, dtypes, strict=False)]
+        result = jax.ShapeDtypeStruct(sizes[-1], jnp.float32)
+        name = build.target("attend")
+        return jax.block_until_ready(jax.ffi.ffi_call(name, result)(*operands, jnp.int32(5)))
+
+    call(right)
+    with pytest.raises(Exception, match="sizes do not agree"):
+        call(sizes)
+
+
 def test_callers_that_share_the_threads_wait_for_each_other_only():
-    """Many calls that hang on nothing of each other, in one program and in several threads."""
+    """Many calls that hang on nothing of each other, in one program and from several threads."""
     hidden, kernels = normal(0, 1, 3, 64), [normal(n, 96, 64) for n in range(24)]
 
     @jax.jit
@@ -152,7 +199,8 @@ def test_callers_that_share_the_threads_wait_for_each_other_only():
         return [products.products(hidden, [kernel], NATIVE)[0] for kernel in kernels]
 
     expected = jax.device_get(many(hidden))
-    started = [many(hidden) for _ in range(50)]
+    with futures.ThreadPoolExecutor(4) as threads:
+        started = list(threads.map(lambda _: many(hidden), range(50)))
     for made in started:
         for product, kept in zip(made, expected, strict=True):
             np.testing.assert_array_equal(product, kept)
