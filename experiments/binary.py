@@ -6,6 +6,7 @@ import logging
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -79,6 +80,8 @@ def report(
     """
     # jax tells which accelerators it did not find.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    # The line of code that warns says nothing to those who call a binary.
+    warnings.formatwarning = lambda message, *_, **__: f"\nwarning: {message}\n"
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")

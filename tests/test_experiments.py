@@ -177,7 +177,9 @@ def test_a_fetch_that_fails_is_one_line(call, monkeypatch):
 # Reports.
 
 
-def test_the_binary_itself(smollm2):
+@pytest.mark.parametrize("compiler", ["as it is", "missing"])
+def test_the_binary_itself(smollm2, compiler):
+    missing = compiler == "missing"
     command = [sys.executable, "-m", "experiments.generate", "--method=prompt_lookup"]
     command += ["--compare", "--json", "--repeats=1", "--max_new_tokens=24", f"--prompt={COPY}"]
     ended = subprocess.run(
@@ -186,10 +188,12 @@ def test_the_binary_itself(smollm2):
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"} | ({"CXX": "/none"} if missing else {}),
     )
     assert ended.returncode == 0, ended.stderr
     assert "backend" not in ended.stderr
+    if missing:
+        assert ended.stderr.count("warning: specjax's native kernels") == 1
     assert ended.stderr.count("compiled programs are kept in") == 1
     report = last_line(ended.stdout)
     check_report(report, smollm2.tokenizer)
