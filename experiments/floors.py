@@ -31,14 +31,16 @@ def parameters(config: configs.TransformerConfig) -> int:
     return count if config.tied_embeddings else count - config.vocab_size * config.hidden_size
 
 
-def weight_bytes(config: configs.TransformerConfig, itemsize: int) -> int:
+def weight_bytes(config: configs.TransformerConfig, itemsize: int, laws: int | None = None) -> int:
     """Bytes of weights that a pass reads.
 
     Args:
       config: of the model.
       itemsize: bytes of a number.
+      laws: for how many tokens logits are needed; for none the head is not read. None is all.
     """
-    return parameters(config) * itemsize
+    head = config.vocab_size * config.hidden_size if laws == 0 else 0
+    return (parameters(config) - head) * itemsize
 
 
 def cache_bytes(config: configs.TransformerConfig, fill: int, itemsize: int) -> int:

@@ -280,7 +280,7 @@ def _table(report: dict[str, Any]) -> str:
         ),
         ("compile", f"{report['compile_seconds']:.2f} s"),
         ("prefill", f"{report['prefill_seconds']:.3f} s"),
-        ("time to first token", show(report["time_to_first_token"], "{:.3f} s")),
+        ("first token of the streamed run", show(report["time_to_first_token"], "{:.3f} s")),
         ("  since the process began", show(report["start_to_first_token"], "{:.1f} s")),
         ("decoding", f"{report['seconds']:.2f} s, {report['tokens_per_second']:.1f} tokens/s"),
         ("tokens a target step (τ)", f"{report['tau']:.2f} in {report['target_steps']} steps"),

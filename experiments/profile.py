@@ -4,7 +4,7 @@
 
 Bandwidth and arithmetic of the machine; a pass of the target by its width, by capacity and by fill;
 drafting, verifying, the loop around them; prefill, start and memory. Figures of one run belong
-together; ratios compare between machines, seconds do not. With --quick it shows in a minute that
+together; ratios compare between machines, seconds do not. With --quick it shows in two minutes that
 everything runs, and its figures mean little.
 """
 
@@ -54,10 +54,10 @@ def config_from_flags() -> profile_parts.Config:
 
 def run(config: profile_parts.Config) -> dict[str, Any]:
     """Measures everything; the report is ready for JSON, its seconds medians with extremes."""
-    binary.start()
+    kernels = binary.start()
     began = process.seconds_since_start()
     start, bundle, lookup = _start(config)
-    start["imports_seconds"] = began
+    start["imports_seconds"], start["kernels_seconds"] = began, kernels
     settings = methods.Settings(config.draft_length, config.draft)
     draft = methods.build("model", bundle, settings)
     job = profile_parts.Job(config, bundle, lookup, draft)

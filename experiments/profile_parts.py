@@ -114,7 +114,7 @@ class Job:
     def floor(self, tokens: int, fill: int, laws: int | None = None) -> dict[str, float]:
         """What a pass must read and compute, and the seconds that takes at least."""
         size = self.dtype.itemsize
-        read = floors.weight_bytes(self.transformer, size)
+        read = floors.weight_bytes(self.transformer, size, laws)
         read += floors.cache_bytes(self.transformer, fill, size)
         operations = floors.flops(self.transformer, tokens, fill, laws)
         return {

@@ -159,6 +159,7 @@ def _start(report: dict[str, Any]) -> str:
     rows = [
         ["start", "s"],
         ["imports", _show(start["imports_seconds"])],
+        ["native kernels", _show(start["kernels_seconds"])],
         ["loading", _show(start["load_seconds"])],
         ["first token", _show(start["first_token_seconds"])],
         *[[f"  {name}", _show(seconds)] for name, seconds in phases.items()],

@@ -157,11 +157,13 @@ def _new_rows(table: jax.Array, cache: KVCache, tree: trees.Tree, count: int) ->
 def _write(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     """Writes new[B, KV, T, D] into buffer[B, KV, S, D] from slot start[B] on."""
     new = new.astype(buffer.dtype)
+    # Of one dtype with `start`, also where JAX's whole numbers have 64 bits.
+    zero = jnp.zeros((), jnp.int32)
     if buffer.shape[0] <= _UNROLLED_ROWS:
         for row in range(buffer.shape[0]):
-            place = (row, 0, start[row], 0)
+            place = (jnp.int32(row), zero, start[row], zero)
             buffer = jax.lax.dynamic_update_slice(buffer, new[row : row + 1], place)
         return buffer
-    return jax.vmap(lambda b, n, s: jax.lax.dynamic_update_slice(b, n, (0, s, 0)))(
+    return jax.vmap(lambda b, n, s: jax.lax.dynamic_update_slice(b, n, (zero, s, zero)))(
         buffer, new, start
     )

@@ -100,6 +100,8 @@ def test_parameters_are_counted_once():
 
 def test_bytes_and_operations():
     assert floors.weight_bytes(COUNTED, 4) == 1200
+    assert floors.weight_bytes(COUNTED, 4, laws=0) == 1200 - 4 * 40
+    assert floors.weight_bytes(COUNTED, 4, laws=1) == 1200
     assert floors.cache_bytes(COUNTED, 5, 4) == 2 * 2 * 1 * 2 * 5 * 4
     # Three tokens after five see 6 + 7 + 8 = 21 places; 2 layers, 2 heads of 2, 4 operations each.
     attention = 4 * 2 * 2 * 2 * 21
@@ -142,6 +144,31 @@ def test_variants_run_before_they_are_timed():
     variant = measure.Variant(lambda: runs.append(0))
     measure.interleave({"one": variant}, 2, settling=0.01)
     assert len(runs) > 2 + 2 * 2
+
+
+def test_seconds_are_those_of_one_time(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def run():
+        clock[0] += 6.0
+
+    times = measure.interleave({"one": measure.Variant(run, times=3)}, 2, settling=0.0)
+    assert times["one"] == measure.Seconds(2.0, 2.0, 2.0)
+
+
+def test_a_variant_runs_as_many_passes_as_it_says(target):
+    passes = []
+
+    def counted(params, tokens, *rest):
+        jax.debug.callback(lambda: passes.append(tokens.shape))
+        return target.apply(params, tokens, *rest)
+
+    counting = dataclasses.replace(target, apply=counted)
+    variant = measure.forward(counting, 3, 5, target.init_cache(1, 32))
+    jax.block_until_ready(variant.run())
+    jax.effects_barrier()
+    assert passes == variant.times * [(1, 3)] and variant.times > 1
 
 
 def test_bandwidth_reads_what_it_says():
@@ -235,6 +262,7 @@ def test_the_report_is_whole(call):
     assert len(rules) == 6 and {rule for _, rule in rules} == {"match", "token", "block"}
     assert report["loop"].keys() == {"plain", "prompt_lookup"}
     assert [row["tokens"] for row in report["prefill"]] == [24]
+    assert report["start"]["kernels_seconds"] >= 0
     assert report["start"]["programs"] > 0 and report["start"]["first_token_phases"]["trace"] > 0
     assert min(report["program"][f"{name}_seconds"] for name in ("trace", "lower", "compile")) > 0
     # With --json the table goes where it does not disturb, behind the progress of every part.
@@ -244,6 +272,48 @@ def test_the_report_is_whole(call):
     for title in ("a pass by width", "a pass by capacity", "drafts of 3", "the compiled loop"):
         assert title in table
     assert table in errors
+
+
+class Counted(profile_parts.Job):
+    """A job whose clock counts: the nth thing of an alternation takes n seconds."""
+
+    def time(self, variants):
+        self.names = list(variants)
+        return {name: measure.Seconds(n, n, n) for n, name in enumerate(variants, start=1)}
+
+
+def test_figures_are_made_of_the_right_seconds(target):
+    stub = python_types.SimpleNamespace(eos_ids=())
+    tiny = checkpoints.Bundle("tiny", target, stub, TINY)  # pyright: ignore[reportArgumentType]
+    job = Counted(SMALL, tiny, drafters.prompt_lookup(3), drafters.model(target, 3))
+    job.machine()
+    # The third way of reading took 3 seconds, the product 4; the first is the quickest.
+    assert job.limits.bytes_per_second == measure.read_size(SMALL.read_bytes)
+    assert job.limits.flops_per_second == 2 * SMALL.matmul_side**3 / 4
+    job.limits = limits = floors.Machine(1000.0, 2000.0)
+
+    width = job.width()
+    assert [row["plain_steps"] for row in width["passes"]] == [1, 2]
+    capacity = job.capacity()
+    assert [row["ratio_to_first"] for row in capacity] == [1, 1, 1, 4, 5 / 2, 2, 7, 4, 3]
+    drafting = job.drafting()
+    assert job.names == ["target step", "draft step", "prompt_lookup", "model"]
+    assert drafting["draft_step_in_target_steps"] == 2
+    steps = {name: part["target_steps"] for name, part in drafting["proposals"].items()}
+    assert steps == {"prompt_lookup": 3, "model": 4}
+    verification = job.verification()
+    assert verification["nodes"] == 4 and verification["pass_seconds"]["median"] == 1
+    assert [row["passes"] for row in verification["rules"]] == [
+        row["seconds"]["median"] for row in verification["rules"]
+    ]
+    assert [(row["law"], row["rule"]) for row in verification["rules"]] == job.names[1:]
+    (prefill,) = job.prefill()
+    assert prefill["seconds_per_token"] == 1 / 24
+    assert prefill["first_token_seconds"]["median"] == 2
+    # The last token is left to the first step, and no logits are asked for.
+    assert prefill["bytes"] == floors.weight_bytes(TINY, 4, laws=0)
+    assert prefill["flops"] == floors.flops(TINY, 23, 0, laws=0)
+    assert prefill["floor_seconds"] == floors.seconds(prefill["bytes"], prefill["flops"], limits)
 
 
 @pytest.mark.parametrize(

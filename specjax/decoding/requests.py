@@ -41,6 +41,11 @@ def check(target: Any, drafter: Any, state: states.DecodeState | None = None) ->
             f"drafter is of type {type(drafter).__name__}, no Drafter; specjax.drafters makes "
             "them, and specjax.autoregressive needs none"
         )
+    if target.context_length is not None and drafter.nodes >= target.context_length:
+        raise ValueError(
+            f"a draft of {drafter.nodes} nodes does not fit the model's context of "
+            f"{target.context_length} tokens; draft less"
+        )
     if state is not None and not is_traced(state.tokens) and state.tokens.is_deleted():
         raise ValueError(
             "this state has been consumed, since a state goes on once; take the newest result's"

@@ -23,7 +23,7 @@ def products(
         made = [_times_vector(kernel, rows, policy.vector_parts) for kernel in kernels]
     else:
         made = _by_xla(rows, tuple(kernels))
-    return tuple(product.reshape(*hidden.shape[:2], -1) for product in made)
+    return tuple(product.reshape(*hidden.shape[:2], product.shape[-1]) for product in made)
 
 
 def _times_vector(kernel: jax.Array, row: jax.Array, vector_parts: int) -> jax.Array:

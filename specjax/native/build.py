@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import platform
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ __all__ = ["BuildError", "library", "target", "usable"]
 _FOLDER = pathlib.Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-w")
 _LIMIT_SECONDS = 300.0
+_REMEDY = "install a C++ compiler (gcc 12 or later, or clang), or name one in the variable CXX"
 
 
 class BuildError(RuntimeError):
@@ -29,49 +31,76 @@ class BuildError(RuntimeError):
 
 
 def library() -> pathlib.Path:
-    """The shared library, compiled unless the cache folder holds it.
+    """The shared library, compiled unless the cache folder holds it whole.
 
-    The file's name tells sources, compiler, instruction set and jaxlib apart, so that machines may
-    share a cache folder. Processes may compile at the same time; the file appears whole or not at
-    all.
+    The file's name tells sources, machine, `CXX` and jaxlib apart, so that machines may share a
+    cache folder, and ends in a digest of what the file holds. Processes may compile at the same
+    time. A library that is there needs no compiler.
 
     Raises:
       BuildError: there is no C++ compiler, or it does not accept the sources.
     """
-    found = filter(shutil.which, ("c++", "g++", "clang++"))
-    # The variable may hold arguments too, as in "ccache g++".
-    compiler = shlex.split(os.environ.get("CXX", "")) or list(found)[:1]
-    if not compiler:
-        raise BuildError(
-            "no C++ compiler found; install one (gcc 12 or later, or clang), or name it in the "
-            "variable CXX"
-        )
     sources = sorted(_FOLDER.glob("*.cc"))
-    # What the compiler predefines names itself and every instruction set that it will use.
-    machine = _run([*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    parts = [machine, version.__version__, *_FLAGS]
+    parts = [_machine(), os.environ.get("CXX", ""), version.__version__, *_FLAGS]
     parts += [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    name = _digest("\0".join(parts).encode())
     try:
-        path = storage.cache_folder() / "native" / f"{digest}.so"
+        folder = storage.cache_folder() / "native"
     except RuntimeError as error:
         raise BuildError(f"no home folder; name one in SPECJAX_CACHE ({error})") from error
-    if path.is_file():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = pathlib.Path(folder) / path.name
-            include = f"-I{jax.ffi.include_dir()}"
+        for path in folder.glob(f"{name}-*.so"):
+            if path.stem == f"{name}-{_digest(path.read_bytes())}":
+                return path
+            # Damaged: loading it would end the process.
+            path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = pathlib.Path(temporary) / "made.so"
             print("compiling native kernels, once for this machine …", file=sys.stderr, flush=True)
+            include = f"-I{jax.ffi.include_dir()}"
+            compiler = _compiler()
             _run([*compiler, *_FLAGS, include, *map(str, sources), "-o", str(made)])
+            try:
+                ctypes.CDLL(str(made))
+            except OSError as error:
+                # A C compiler, say, leaves out what C++ needs: nothing to be kept.
+                raise BuildError(f"{shlex.join(compiler)}: {error}; {_REMEDY}") from error
+            path = folder / f"{name}-{_digest(made.read_bytes())}.so"
             os.replace(made, path)
     except OSError as error:
-        raise BuildError(f"{path.parent}: {error}") from error
+        raise BuildError(f"{folder}: {error}; name another folder in SPECJAX_CACHE") from error
     return path
 
 
-def _run(command: list[str]) -> str:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _machine() -> str:
+    """What instruction sets depend on."""
+    told = {"flags", "Features", "model name", "CPU part"}
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [f"model name: {platform.processor()}"]
+    lines = {line for line in lines if line.partition(":")[0].strip() in told}
+    return "\n".join([platform.system(), platform.machine(), *sorted(lines)])
+
+
+def _compiler() -> list[str]:
+    try:
+        # The variable may hold arguments too, as in "ccache g++".
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX={os.environ['CXX']!r} cannot be read: {error}") from error
+    found = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
+    if not named and not found:
+        raise BuildError(f"no C++ compiler found; {_REMEDY}")
+    return named or found[:1]
+
+
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
             command,
@@ -82,13 +111,9 @@ def _run(command: list[str]) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]}: {error}") from error
+        raise BuildError(f"{error}; {_REMEDY}") from error
     if done.returncode:
-        raise BuildError(
-            f"{shlex.join(command)} failed, where gcc 12 or later, or clang, would not: "
-            f"{done.stderr.strip()[-1000:]}"
-        )
-    return done.stdout
+        raise BuildError(f"{shlex.join(command)} failed {done.stderr.strip()[-1000:]}; {_REMEDY}")
 
 
 def usable() -> bool:
@@ -101,11 +126,8 @@ def _loaded() -> tuple[ctypes.CDLL, str] | None:
     """The library in this process and what tells it from others; None, after a warning, without."""
     try:
         path = library()
-        try:
-            return ctypes.CDLL(str(path)), path.stem
-        except OSError as error:
-            raise BuildError(f"{error}; delete that file, to have it built again") from error
-    except BuildError as error:
+        return ctypes.CDLL(str(path)), path.stem
+    except (BuildError, OSError) as error:
         warnings.warn(
             f"specjax's native kernels cannot be used, passes will be slower: {error}", stacklevel=2
         )

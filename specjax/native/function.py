@@ -1,5 +1,6 @@
 """A C++ handler as a JAX function, which transforms like the XLA function that it stands for."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,16 +30,19 @@ def function(
     Returns:
       A function of pytrees of arrays; it raises BuildError where the library cannot be built.
     """
-    elsewhere = jax.jit(reference)
+
+    def on_cpu(*operands):
+        name = build.target(handler)
+        return jax.ffi.ffi_call(name, results(*operands))(*jax.tree.leaves(operands))
+
+    # Jitted for those who call it outside a program: it is compiled once for a shape.
+    @functools.partial(jax.jit, inline=True)
+    def by_platform(*operands):
+        return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=reference)
 
     @jax.custom_batching.custom_vmap
     def call(*operands):
-        name = build.target(handler)
-
-        def on_cpu(*operands):
-            return jax.ffi.ffi_call(name, results(*operands))(*jax.tree.leaves(operands))
-
-        return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
+        return by_platform(*operands)
 
     @call.def_vmap
     def _(axis_size, in_batched, *operands):

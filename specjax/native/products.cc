@@ -47,6 +47,9 @@ void Share(const std::vector<Product>& products, const float* x, int64_t tokens,
 ffi::Error Products(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::RemainingArgs kernels,
                     ffi::RemainingRets results) {
   const int64_t tokens = x.dimensions()[0], inputs = x.dimensions()[1];
+  if (kernels.size() != results.size()) {
+    return ffi::Error::InvalidArgument("products: not one result a kernel");
+  }
   std::vector<Product> products;
   for (size_t i = 0; i < kernels.size(); ++i) {
     auto kernel = kernels.get<ffi::BufferR2<ffi::F32>>(i);

@@ -144,6 +144,19 @@ def test_ratio_rules_at_temperature_zero_write_the_greedy_text(kind, rule):
         assert result.new_tokens == plain.new_tokens, name
 
 
+@pytest.mark.parametrize("batch", [4, 9])
+def test_where_whole_numbers_have_64_bits(batch):
+    """Few rows are written one by one, many together."""
+    with jax.enable_x64(True):
+        target, prompts = make("transformer"), (3 * PROMPTS)[:batch]
+        more: dict[str, Any] = {"max_new_tokens": 9, "sampling": types.Sampling(0.7)}
+        plain = specjax.autoregressive(target, prompts, **more)
+        for name in ("prompt_lookup", "own model", "static tree"):
+            drafter = make_drafters("transformer")[name]
+            made = specjax.generate(target, drafter, prompts, rule="match", **more)
+            assert made.new_tokens == plain.new_tokens, name
+
+
 def test_greedy_and_sampled_rows_share_a_batch():
     target = make("tabular")
     mixed = options(jnp.asarray([0.0, 0.9, 0.0, 1.4]))

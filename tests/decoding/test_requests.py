@@ -188,6 +188,12 @@ def test_a_drafter_wider_than_the_state_has_room_for():
         decoding.step(TARGET, wide, request, state)
 
 
+def test_a_draft_longer_than_the_context():
+    target = models.language_model(SMALL, models.init_params(SMALL, jax.random.key(0)))
+    with pytest.raises(ValueError, match="1000000 nodes .* context of 32"):
+        specjax.generate(target, drafters.prompt_lookup(10**6), [[1, 2]])
+
+
 def test_a_drafter_that_drafts_other_than_it_says():
     lying = dataclasses.replace(drafters.prompt_lookup(4), nodes=3)
     with pytest.raises(ValueError, match="nodes=3, but drafted N=4"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from experiments import compilation
 from specjax import native
 from specjax.models import attention, norm, products
 from specjax.models import policy as policies
@@ -140,6 +141,20 @@ def test_transformations_are_those_of_jax(transform):
         np.testing.assert_allclose(made, expected, rtol=2e-5, atol=2e-5)
 
 
+def test_a_call_outside_a_program_is_compiled_once():
+    hidden, kernel = normal(0, 1, 2, 6), normal(1, 5, 6)
+    scale = jnp.ones((6,))
+
+    def call():
+        products.products(hidden, [kernel], NATIVE)
+        norm.rms_norm(hidden, scale, 1e-5, NATIVE)
+
+    call()
+    with compilation.CompilationClock() as clock:
+        call()
+    assert clock.programs == 0
+
+
 def test_other_dtypes_go_by_xla():
     hidden, kernel = normal(0, 1, 2, 6).astype(jnp.bfloat16), normal(1, 5, 6).astype(jnp.bfloat16)
     made = products.products(hidden, [kernel], NATIVE)[0]
@@ -154,6 +169,18 @@ def test_programs_for_other_platforms_hold_no_handler(platform):
     )
     assert "specjax_products" in traced.lower().as_text()
     assert "specjax_products" not in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_products_refuses_results_that_no_kernel_makes():
+    two = [jax.ShapeDtypeStruct((2, 5), jnp.float32)] * 2
+    with pytest.raises(Exception, match="not one result a kernel"):
+        made = jax.ffi.ffi_call(build.target("products"), two)(normal(0, 2, 6), normal(1, 5, 6))
+        jax.block_until_ready(made)
+
+
+def test_a_batch_of_nothing():
+    (made,) = products.products(jnp.ones((0, 3, 6)), [normal(1, 5, 6)], NATIVE)
+    assert made.shape == (0, 3, 5)
 
 
 @pytest.mark.parametrize(
