@@ -52,6 +52,13 @@ class Progress:
         """Says how much longer it may take."""
         print(f" about {seconds:.0f} s more …", end="", file=sys.stderr, flush=True)
 
+    def at(self, done: int, all_of_them: int) -> None:
+        """Says, at every tenth, how far it has come and how much longer it may take."""
+        if 10 * done // all_of_them > 10 * (done - 1) // all_of_them and done < all_of_them:
+            left = (time.perf_counter() - self.began) * (all_of_them - done) / done
+            print(f" {100 * done // all_of_them} %", end="", file=sys.stderr, flush=True)
+            self.expect(left)
+
     def __exit__(self, *exception):
         self.seconds = time.perf_counter() - self.began
         print(

@@ -257,14 +257,21 @@ def _compare(
 
 
 def _certified(rule: types.VerificationRule, drafter: types.Drafter) -> bool:
-    """Whether enumeration certifies the rule on chains of up to three tokens."""
-    depth = max(1, min(drafter.nodes, 3))
-    target_key, draft_key = jax.random.split(jax.random.key(0))
-    target = analysis.random_law(target_key, 3, depth + 1)
-    proposal = analysis.random_law(draft_key, 3, depth)
-    proposals = [proposal] if rule.draw is None else [proposal, None]
-    chain = trees.chain(depth)
-    return all(analysis.certify(rule, chain, target, drawn_from).passed for drawn_from in proposals)
+    """Whether enumeration certifies the rule, on chains and on a tree if it takes them."""
+    siblings = "independent" if rule.draw_law is None else "coupled"
+    found = []
+    for tree in (trees.chain(max(1, min(drafter.nodes, 3))), trees.branching((2, 1))):
+        target_key, draft_key = jax.random.split(jax.random.key(0))
+        target = analysis.random_law(target_key, 3, tree.max_depth + 1)
+        proposal = analysis.random_law(draft_key, 3, tree.max_depth)
+        for proposals in ([proposal], []):
+            try:
+                certificate = analysis.certify(rule, tree, target, *proposals, siblings=siblings)
+            except ValueError:
+                # Drafts that the rule does not take.
+                continue
+            found.append(certificate.passed)
+    return bool(found) and all(found)
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -189,7 +189,7 @@ def proposal(target: types.LanguageModel, drafter: types.Drafter, prompt: Sequen
 def _propose(target, drafter, request, state):
     active = state.finish == decoding.FinishReason.RUNNING
     context = types.Context(
-        state.tokens, state.length, active, request.sampling, target, state.cache
+        state.tokens, state.length, active, request.sampling, target, state.cache, request.keys
     )
     draft, _ = drafter.propose(drafter.params, state.drafter, context, request.keys)
     return draft.tokens, draft.present
@@ -215,11 +215,10 @@ def verifications(
     # The most probable tokens, under the target's own law at temperature 1: all but certain to be
     # accepted, so that the rule goes through every node.
     drawn = types.draft(drafted, chain, log_probs=jax.nn.log_softmax(logits[:, :length], axis=-1))
+    drafts = {"match": certain, "coupled": dataclasses.replace(drawn, siblings="coupled")}
     return {
         name: Variant(
-            functools.partial(
-                _verify, request, state, logits, drawn if rule.draw is None else certain, rule=rule
-            )
+            functools.partial(_verify, request, state, logits, drafts.get(name, drawn), rule=rule)
         )
         for name, rule in verification.RULES.items()
     }

@@ -27,6 +27,7 @@ __all__ = [
     "dynamic",
     "earlier_siblings",
     "from_parents",
+    "from_paths",
     "parents",
     "paths",
 ]
@@ -34,7 +35,7 @@ __all__ = [
 
 @struct.dataclass
 class Tree:
-    """A draft-tree topology; build one with `chain`, `from_parents`, `branching` or `dynamic`.
+    """A draft-tree topology; build one with `chain`, `branching` or another below.
 
     Attributes:
       traced_parents: int32[B, N], the parent of nodes 1…N of each row, or None for a static tree.
@@ -75,6 +76,31 @@ def from_parents(parents_of: Sequence[int]) -> Tree:
             )
     depth = _static_depths(topology)
     return Tree(traced_parents=None, static_parents=topology, max_depth=int(depth.max()))
+
+
+def from_paths(given: Sequence[Sequence[int]]) -> Tree:
+    """The static tree of the nodes that are named by their paths, as Medusa's choices are.
+
+    A path says at each depth which child is taken: (0,) is the root's first child, (0, 2) the third
+    of that one's. Nodes stand breadth first, siblings by their number.
+
+    Args:
+      given: one path a node, in any order; numbers tell siblings apart and order them.
+
+    Raises:
+      ValueError: an empty or repeated path, a negative number, or a node whose parent is missing.
+    """
+    order = sorted((tuple(map(operator.index, path)) for path in given), key=lambda p: (len(p), p))
+    number: dict[tuple[int, ...], int] = {(): 0}
+    topology = []
+    for path in order:
+        if path in number or any(child < 0 for child in path):
+            raise ValueError(f"path {path} is empty, repeated or negative")
+        if path[:-1] not in number:
+            raise ValueError(f"path {path} lacks its parent {path[:-1]}; name that too")
+        topology.append(number[path[:-1]])
+        number[path] = len(topology)
+    return from_parents(topology)
 
 
 def chain(length: int) -> Tree:

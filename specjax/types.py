@@ -218,6 +218,8 @@ class Draft:
         (a one-hot law).
       siblings: how siblings were drawn, `independent`, `distinct` (without replacement) or
         `coupled`.
+      sibling_laws: how many rows of `log_probs` the children of one parent may be drawn from; more
+        than 1 in a union of drafters.
       passengers: whether some nodes ride in the target's pass for the drafter's `update` alone;
         they are absent, yet the pass is never narrowed to one token.
     """
@@ -228,6 +230,7 @@ class Draft:
     log_probs: jax.Array
     law: jax.Array
     siblings: str = _static("independent")
+    sibling_laws: int = _static(1)
     passengers: bool = _static(False)
 
     @property
@@ -245,6 +248,7 @@ def draft(
     present: jax.Array | None = None,
     vocab_size: int | None = None,
     siblings: str = "independent",
+    sibling_laws: int = 1,
     passengers: bool = False,
 ) -> Draft:
     """A `Draft` whose nodes, by default, are all present and drawn from their parents' laws.
@@ -280,6 +284,10 @@ def draft(
             f"log_probs[B, R, V] has R={rows}, but nodes draw from their parents' laws, of which "
             f"there are {needed}; give law[B, N]"
         )
+    if siblings == "distinct" and sibling_laws > 1:
+        raise ValueError(
+            f"sibling_laws={sibling_laws}: siblings drawn without replacement share one law"
+        )
     if siblings not in ("independent", "distinct", "coupled"):
         raise ValueError(f"siblings={siblings!r}; known: 'independent', 'distinct', 'coupled'")
     if log_probs is None:
@@ -294,7 +302,7 @@ def draft(
     else:
         missing = jnp.pad(~present, ((0, 0), (1, 0)))
         present = ~jnp.any(trees.ancestors(tree)[:, 1:] & missing[:, None, :], axis=-1)
-    return Draft(tokens, present, tree, log_probs, law, siblings, passengers)
+    return Draft(tokens, present, tree, log_probs, law, siblings, sibling_laws, passengers)
 
 
 @struct.dataclass
@@ -334,6 +342,8 @@ class VerificationRule:
         token after each node; a node is then accepted when it equals the draw at its parent, and
         the next token is the draw where the walk stops. `accept` and `residual` still give the law,
         for the certificate.
+      draw_law: the law of those draws given the draft, `(draft, target_log_probs) -> [B,N+1,V]`,
+        natural logs; None where they do not depend on it, and have the target's own.
       lossless: whether the target's law is kept exactly.
     """
 
@@ -342,6 +352,7 @@ class VerificationRule:
     accept: Callable[[Draft, jax.Array], jax.Array]
     residual: Callable[[Draft, jax.Array, jax.Array], jax.Array]
     draw: Callable[[jax.Array, jax.Array, Draft, jax.Array], jax.Array] | None = None
+    draw_law: Callable[[Draft, jax.Array], jax.Array] | None = None
     lossless: bool = True
 
 
@@ -357,6 +368,7 @@ class Context:
       sampling: the request's sampling.
       target: the target model.
       cache: the target's cache, which holds every committed token but the last.
+      keys: request keys[B], for noise that must be the target's; never consumed.
     """
 
     tokens: jax.Array
@@ -365,6 +377,7 @@ class Context:
     sampling: Sampling
     target: LanguageModel
     cache: Any
+    keys: jax.Array
 
 
 @struct.dataclass
@@ -377,8 +390,9 @@ class Drafter:
       prefill: `(params, state, text[B,S], start[B], count[B], output) -> state`, called for each
         chunk of committed tokens, text[start:start + T], with the target's output at them; only
         the first `count` of a row are real.
-      propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys:
-        derive from them with `sampling.derive`, never consume them.
+      propose: `(params, state, context, keys[B]) -> (Draft, state)`. `keys` are the request keys,
+        or what a combinator made of them for this drafter alone: derive from them with
+        `sampling.derive`, never consume them.
       update: `(params, state, context, draft, verdict, output) -> state`, after the step: `context`
         holds the new text and `active` the rows that took part; a row emitted `verdict.count` + 1
         tokens, and ended early (end of sequence, limit) where that is fewer than were accepted. A

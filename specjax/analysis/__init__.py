@@ -1,20 +1,25 @@
-"""Exactness by enumeration, and where two decodes part."""
+"""Exactness by enumeration, where two decodes part, and trees to look at."""
 
+from specjax.analysis.acceptance import accepted_of, expected_accepted, survival
+from specjax.analysis.certificates import Certificate, certify, certify_many
 from specjax.analysis.divergence import Divergence, first_divergence
-from specjax.analysis.exactness import (
-    Certificate,
-    certify,
-    enumerated_law,
-    outcome_law,
-    random_law,
-)
+from specjax.analysis.laws import random_law, warped_law
+from specjax.analysis.outcomes import enumerated_law, outcome_law
+from specjax.analysis.pictures import plot_tree, tree_text
 
 __all__ = [
     "Certificate",
     "Divergence",
+    "accepted_of",
     "certify",
+    "certify_many",
     "enumerated_law",
+    "expected_accepted",
     "first_divergence",
     "outcome_law",
+    "plot_tree",
     "random_law",
+    "survival",
+    "tree_text",
+    "warped_law",
 ]

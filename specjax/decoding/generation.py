@@ -209,10 +209,10 @@ def first_draft(target: types.LanguageModel, drafter: types.Drafter) -> types.Dr
         sampling=types.Sampling(jnp.zeros((1,), jnp.float32)),
         target=target,
         cache=target.init_cache(1, 2 * slots),
+        keys=requests.request_keys(None, None, 1),
     )
     memory = drafter.init(drafter.params, 1, 2 * slots)
-    keys = requests.request_keys(None, None, 1)
-    return drafter.propose(drafter.params, memory, context, keys)[0]
+    return drafter.propose(drafter.params, memory, context, context.keys)[0]
 
 
 _run = jax.jit(speculative.run, static_argnames=("rule",), donate_argnames=("state", "statistics"))

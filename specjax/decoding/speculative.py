@@ -84,7 +84,7 @@ def step(
     """
     active = state.finish == states.FinishReason.RUNNING
     context = types.Context(
-        state.tokens, state.length, active, request.sampling, target, state.cache
+        state.tokens, state.length, active, request.sampling, target, state.cache, request.keys
     )
     with jax.named_scope("propose"):
         draft, drafter_state = drafter.propose(drafter.params, state.drafter, context, request.keys)

@@ -45,7 +45,7 @@ def every_kind(
         name = f"a chain of {tree.size}" if tree.is_chain else f"tree {tree.static_parents}"
         kinds = ["sampled", "deterministic", "partly deterministic"]
         for kind in [*kinds, "coupled" if tree.is_chain else "distinct"]:
-            certifies = kind in ("sampled", "deterministic")
+            certifies = kind != "partly deterministic"
             yield _case(
                 random, f"{kind} drafts on {name}", kind, tree, vocab_size, batch, certifies
             )
@@ -93,6 +93,7 @@ def _case(random, name, kind, tree, vocab_size: int, batch: int, certifies: bool
         present=jnp.asarray(present),
         vocab_size=vocab_size,
         siblings=kind if kind in ("distinct", "coupled") else "independent",
+        sibling_laws=2 if kind == "partly deterministic" and not tree.is_chain else 1,
     )
     return Case(name, draft, jnp.asarray(target), certifies)
 

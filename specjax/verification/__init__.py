@@ -1,6 +1,15 @@
 """Verification rules, one file each, and the resolve, walk and sampler they share."""
 
-from specjax.verification import block, match, token
+from specjax.verification import (
+    block,
+    coupled,
+    k_seq,
+    lossy,
+    match,
+    multi_candidate,
+    token,
+    traversal,
+)
 from specjax.verification.kernel import check, children, resolve, verify
 from specjax.verification.rules import RULES, default_rule, get
 
@@ -9,10 +18,15 @@ __all__ = [
     "block",
     "check",
     "children",
+    "coupled",
     "default_rule",
     "get",
+    "k_seq",
+    "lossy",
     "match",
+    "multi_candidate",
     "resolve",
     "token",
+    "traversal",
     "verify",
 ]

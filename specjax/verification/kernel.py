@@ -12,10 +12,12 @@ from specjax import sampling, trees, types
 
 __all__ = [
     "check",
+    "check_sampled",
     "children",
     "draft_law",
     "matches",
     "node_log_probs",
+    "normalised",
     "parent_laws",
     "resolve",
     "verify",
@@ -75,6 +77,22 @@ def check(rule: types.VerificationRule, draft: types.Draft) -> None:
         rule.check(draft)
     except ValueError as error:
         raise ValueError(f"rule {rule.name!r}: {error}") from error
+
+
+def check_sampled(draft: types.Draft) -> None:
+    """Raises ValueError unless the draft was drawn from laws, afresh every step."""
+    if draft.is_deterministic:
+        raise ValueError(
+            "this rule needs drafts drawn from a law, and this drafter's are deterministic; use "
+            "rule='match'"
+        )
+    if draft.siblings == "coupled":
+        # The same noise drafts a position again after a rejection, which a rule that reads the
+        # later drafts, as `block` does, would remember.
+        raise ValueError(
+            "this rule needs fresh draws every step, and this draft's are coupled to the target's; "
+            "use rule='coupled' or rule='match'"
+        )
 
 
 def matches(draft: types.Draft, draws: jax.Array) -> jax.Array:
@@ -151,3 +169,20 @@ def parent_laws(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
 def children(draft: types.Draft, node: jax.Array) -> jax.Array:
     """Which nodes are present children of node[B]: bool[B, N]."""
     return (trees.parents(draft.tree) == node[:, None]) & draft.present
+
+
+def normalised(left: jax.Array, law: jax.Array, rejected: jax.Array) -> jax.Array:
+    """The log-law of what a rejection left, [B, V]; `law` where nothing was rejected.
+
+    Args:
+      left: [B, V], at least 0, not normalised.
+      law: [B, V], natural logs.
+      rejected: bool[B].
+    """
+    total = jnp.sum(left, axis=-1, keepdims=True)
+    # What is left without mass is reached with probability 0, but for rounding; the target's law is
+    # right then.
+    rejected = rejected[:, None] & (total > 0)
+    share = jnp.where(rejected, left / jnp.where(total > 0, total, 1.0), 1.0)
+    log_share = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
+    return jnp.where(rejected, log_share, law)

@@ -48,33 +48,17 @@ def clipped_difference(
     proposal = kernel.draft_law(draft, child)
     weight = log_weight.astype(law.dtype)[:, None]
     gap = jnp.maximum(jnp.exp(law + weight) - jnp.exp(proposal), 0.0)
-    total = jnp.sum(gap, axis=-1, keepdims=True)
-    # A difference without mass is reached with probability 0, but for rounding; the target's law is
-    # right then.
-    rejected = jnp.any(kernel.children(draft, node), axis=-1, keepdims=True) & (total > 0)
-    share = jnp.where(rejected, gap / jnp.where(total > 0, total, 1.0), 1.0)
-    left = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
-    return jnp.where(rejected, left, law)
+    rejected = jnp.any(kernel.children(draft, node), axis=-1)
+    return kernel.normalised(gap, law, rejected)
 
 
 def check_sampled_chain(draft: types.Draft) -> None:
     """Raises ValueError unless the draft is a sampled chain."""
-    if draft.is_deterministic:
-        raise ValueError(
-            "this rule needs drafts drawn from a law, and this drafter's are deterministic; use "
-            "rule='match'"
-        )
-    if draft.siblings == "coupled":
-        # The same noise drafts a position again after a rejection, which a rule that reads the
-        # later drafts, as `block` does, would remember.
-        raise ValueError(
-            "this rule needs fresh draws every step, and this draft's are coupled to the target's; "
-            "use rule='match'"
-        )
+    kernel.check_sampled(draft)
     if not draft.tree.is_chain:
         raise ValueError(
             f"this rule verifies chains, and this draft is a tree of {draft.tree.size} nodes; use "
-            "rule='match'"
+            "rule='multi_candidate', 'traversal' or 'match'"
         )
 
 

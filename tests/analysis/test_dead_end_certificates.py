@@ -9,6 +9,7 @@ import pytest
 
 from specjax import analysis, trees, verification
 from specjax.verification import block
+from tests.verification import kinds
 
 VOCAB = 3
 
@@ -29,7 +30,9 @@ def laws(seed, depth, dtype, share=0.4):
 def test_rules_are_exact_though_drafts_run_past_dead_ends(rule, dtype):
     with jax.enable_x64(dtype == "float64"):
         for seed in range(6):
-            certificate = analysis.certify(rule, trees.chain(3), *laws(seed, 3, dtype))
+            certificate = analysis.certify(
+                rule, trees.chain(3), *laws(seed, 3, dtype), siblings=kinds.siblings(rule)
+            )
             assert certificate.passed, (seed, certificate)
 
 
@@ -37,14 +40,16 @@ def test_rules_are_exact_though_drafts_run_past_dead_ends(rule, dtype):
 def test_a_text_that_cannot_begin_is_no_text(rule):
     target, proposal = laws(0, 2, "float32")
     target[0] = jnp.full_like(target[0], -jnp.inf)
-    certificate = analysis.certify(rule, trees.chain(2), target, proposal)
+    certificate = analysis.certify(
+        rule, trees.chain(2), target, proposal, siblings=kinds.siblings(rule)
+    )
     assert certificate.passed and certificate.expected_accepted == 0
 
 
 def test_match_on_a_tree_with_dead_ends():
     target, proposal = laws(2, 2, "float32")
-    for drawn_from in (proposal, None):
-        certificate = analysis.certify("match", trees.branching((2, 1)), target, drawn_from)
+    for proposals in ([proposal], []):
+        certificate = analysis.certify("match", trees.branching((2, 1)), target, *proposals)
         assert certificate.passed, certificate
 
 

@@ -104,6 +104,7 @@ class Decode:
             self.settings,
             self.model,
             None,
+            self.keys,
         )
 
     def propose(self, active=None):

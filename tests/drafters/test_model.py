@@ -59,9 +59,10 @@ def test_tokens_are_drawn_from_the_law():
         types.Sampling(temperature=0.7),
         model,
         None,
+        jax.random.split(jax.random.key(2), batch),
     )
     state = drafter.init(drafter.params, batch, 8)
-    draft, _ = driving.propose(drafter, state, context, jax.random.split(jax.random.key(2), batch))
+    draft, _ = driving.propose(drafter, state, context, context.keys)
     pair = np.asarray(draft.tokens[:, 0] * vocab_size + draft.tokens[:, 1])
     counts = np.bincount(pair, minlength=vocab_size**2)
     table = jax.nn.softmax(model.params / 0.7, axis=-1)

@@ -34,8 +34,8 @@ def slow_lookup(text, length, shortest, longest):
 @jax.jit
 def propose(drafter, tokens, length):
     active = jnp.ones(length.shape, bool)
-    context = types.Context(tokens, length, active, types.Sampling(), _TARGET, None)
     keys = jax.random.split(jax.random.key(0), length.shape[0])
+    context = types.Context(tokens, length, active, types.Sampling(), _TARGET, None, keys)
     return drafter.propose(drafter.params, (), context, keys)[0]
 
 

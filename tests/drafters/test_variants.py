@@ -42,16 +42,17 @@ _DRAFTERS = {
 def problem(drafter, seed):
     """A drafter's state after a prefill of unequal texts, the context and keys; one row rests."""
     keys = jax.random.split(jax.random.key(seed), 5)
+    requests = jax.random.split(keys[1], 4)
     length = (jnp.asarray([5, 1, 8, 3], jnp.int32) + seed) % 9 + 1
     active = jnp.arange(4) != seed % 4
     tokens = jax.random.randint(keys[0], (4, _TEXT), 0, _VOCABULARY, jnp.int32)
     settings = types.Sampling(temperature=0.5 + seed)
-    context = types.Context(tokens, length, active, settings, _TABLE, None)
+    context = types.Context(tokens, length, active, settings, _TABLE, None, requests)
     state = drafter.init(drafter.params, 4, _TEXT + _LENGTH + 1)
     state = jax.jit(drafter.prefill)(
         drafter.params, state, tokens, jnp.zeros_like(length), length - 1, output(_TEXT)
     )
-    return drafter.params, state, context, keys[1:]
+    return drafter.params, state, context, requests
 
 
 def output(count):

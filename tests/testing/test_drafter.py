@@ -19,6 +19,28 @@ DRAFTERS = {
     ),
     "greedy model": lambda: (drafters.model(toys.tabular(1), 2, greedy=True), toys.state_space(0)),
     "transformer": lambda: (drafters.model(toys.transformer(1), 2), toys.tabular(0)),
+    "coupled model": lambda: (
+        drafters.model(toys.tabular(1), 3, coupled=True),
+        toys.transformer(0),
+    ),
+    "tree": lambda: (drafters.tree(toys.transformer(1), (3, 2, 1)), toys.tabular(0)),
+    "tree with replacement": lambda: (
+        drafters.tree(toys.state_space(1), (2, 2), replacement=True),
+        toys.transformer(0),
+    ),
+    "greedy tree": lambda: (drafters.tree(toys.tabular(1), (2, 2), greedy=True), toys.tabular(0)),
+    "union": lambda: (
+        drafters.union(
+            drafters.prompt_lookup(3, shortest=1),
+            drafters.model(toys.tabular(1), 2),
+            drafters.tree(toys.transformer(1), (2, 1), replacement=True),
+        ),
+        toys.tabular(0),
+    ),
+    "union of dynamic trees": lambda: (
+        drafters.union(toys.grown(), drafters.model(toys.tabular(1), 2)),
+        toys.tabular(0),
+    ),
     "siblings": lambda: (toys.pair("independent"), toys.tabular(0)),
     "distinct siblings": lambda: (toys.pair("distinct"), toys.tabular(0)),
     "dynamic trees": lambda: (toys.grown(), toys.tabular(0)),

@@ -7,9 +7,10 @@ import pytest
 
 from specjax import analysis, trees, types, verification
 from specjax.verification import kernel
+from tests.verification import kinds
 
 _RULES = sorted(verification.RULES)
-_RATIO = ["block", "token"]
+_RATIO = kinds.RATIO
 
 outcome_law = jax.jit(analysis.outcome_law, static_argnums=0)
 
@@ -22,13 +23,23 @@ def context_free(law, depth):
 
 def accepted(rule, target, proposal, length):
     tree = trees.chain(length)
-    certificate = analysis.certify(rule, tree, target, proposal)
+    certificate = analysis.certify(rule, tree, target, proposal, siblings=kinds.siblings(rule))
     assert certificate.passed, certificate
     return certificate.expected_accepted
 
 
 @pytest.mark.parametrize(
-    "rule, expected", [("token", 10 / 9), ("block", 11 / 9), ("match", 52 / 81)]
+    "rule, expected",
+    [
+        ("token", 10 / 9),
+        ("multi_candidate", 10 / 9),
+        ("k_seq", 10 / 9),
+        ("block", 11 / 9),
+        ("traversal", 11 / 9),
+        ("match", 52 / 81),
+        # With two tokens the draws agree as often as can be.
+        ("coupled", 10 / 9),
+    ],
 )
 def test_binary_example_of_the_block_paper(rule, expected):
     target = context_free([1 / 3, 2 / 3], 3)
@@ -62,7 +73,10 @@ def test_disjoint_laws_accept_nothing_and_keep_the_targets(rule):
     target, proposal = context_free([0.3, 0.7, 0.0], 3), context_free([0.0, 0.0, 1.0], 2)
     assert accepted(rule, target, proposal, 2) == 0
     draft = types.draft(
-        jnp.full((1, 2), 2, jnp.int32), trees.chain(2), log_probs=jnp.stack([proposal[0]] * 3, 1)
+        jnp.full((1, 2), 2, jnp.int32),
+        trees.chain(2),
+        log_probs=jnp.stack([proposal[0]] * 3, 1),
+        siblings=kinds.siblings(rule),
     )
     law = outcome_law(verification.get(rule), draft, jnp.stack([target[0]] * 3, axis=1))
     np.testing.assert_allclose(law[0], [[0.3, 0.7, 0], [0, 0, 0], [0, 0, 0]], atol=1e-6)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from specjax import analysis, sampling, trees, types, verification
-from specjax.verification import block, kernel, match, token
+from specjax.verification import block, kernel, match, multi_candidate, token
+from tests.verification import kinds
 
 _RULES = sorted(verification.RULES)
-_RATIO = ["block", "token"]
+_RATIO = kinds.RATIO
 # One shape for most tests: they share compiled programs.
 _BATCH, _LENGTH, _VOCABULARY = 256, 4, 4
 
@@ -29,13 +30,14 @@ def laws(key, shape):
     return jax.nn.log_softmax(jnp.where(possible, logits, -jnp.inf), axis=-1)
 
 
-def chain_draft(key, batch=_BATCH, length=_LENGTH, vocab_size=_VOCABULARY):
-    """A chain whose tokens are drawn from random laws, and a random target."""
+def chain_draft(key, batch=_BATCH, length=_LENGTH, vocab_size=_VOCABULARY, rule="token"):
+    """A chain whose tokens are drawn from random laws, for a rule, and a random target."""
     first, second, third = jax.random.split(key, 3)
     log_probs = laws(first, (batch, length + 1, vocab_size))
     target = laws(second, (batch, length + 1, vocab_size))
     tokens = jax.random.categorical(third, log_probs[:, :length]).astype(jnp.int32)
-    return types.draft(tokens, trees.chain(length), log_probs=log_probs), target
+    siblings = kinds.siblings(rule)
+    return types.draft(tokens, trees.chain(length), log_probs=log_probs, siblings=siblings), target
 
 
 def request_keys(seed, batch):
@@ -56,7 +58,7 @@ def test_block_is_token_for_one_draft():
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_at_temperature_0_the_text_is_greedy(rule):
-    draft, target = chain_draft(jax.random.key(2))
+    draft, target = chain_draft(jax.random.key(2), rule=rule)
     best = sampling.greedy(target)
     one_hot = jnp.log(jax.nn.one_hot(best, _VOCABULARY))
     length = jnp.arange(_BATCH, dtype=jnp.int32)
@@ -77,7 +79,7 @@ def spread(rule, draft, target, weight):
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_gradients_are_finite_with_impossible_tokens(rule):
-    draft, target = chain_draft(jax.random.key(4), 32, 3, 4)
+    draft, target = chain_draft(jax.random.key(4), 32, 3, 4, rule)
     # Also drafts that were never drawn: tokens impossible under q, under p and under both.
     draft = dataclasses.replace(draft, tokens=draft.tokens.at[16:].set(3))
     same = draft.log_probs.at[::4].set(target[::4])
@@ -106,7 +108,9 @@ def test_gradients_are_finite_differences(rule):
 
         def value(draft_logits, target_logits):
             log_probs = jax.nn.log_softmax(draft_logits)
-            draft = types.draft(tokens, trees.chain(3), log_probs=log_probs)
+            draft = types.draft(
+                tokens, trees.chain(3), log_probs=log_probs, siblings=kinds.siblings(rule)
+            )
             return spread(rule, draft, jax.nn.log_softmax(target_logits), weight)
 
         gradients = jax.jit(jax.grad(value, argnums=(0, 1)))(draft_logits, target_logits)
@@ -129,9 +133,9 @@ def test_gradients_are_finite_differences(rule):
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_acceptance_is_a_probability_and_residuals_are_laws(rule):
-    draft, target = chain_draft(jax.random.key(7))
+    draft, target = chain_draft(jax.random.key(7), rule=rule)
     present = jnp.arange(_LENGTH)[None] < jnp.arange(_BATCH)[:, None] % 5
-    draft = types.draft(draft.tokens, draft.tree, log_probs=draft.log_probs, present=present)
+    draft = dataclasses.replace(draft, present=present)
     rule = verification.get(rule)
     # Nearly equal laws too: rounding must not take an acceptance beyond 1.
     noise = 1e-6 * jax.random.normal(jax.random.key(19), target.shape)
@@ -156,14 +160,36 @@ def test_a_draft_that_a_rule_cannot_take_is_refused_with_a_remedy(rule):
     deterministic = types.draft(tokens, trees.chain(2), vocab_size=4)
     tree = types.draft(tokens, trees.branching((2,)), log_probs=target)
     traced = trees.dynamic(jnp.asarray([[0, 1]], jnp.int32), 2)
-    for draft in (deterministic, tree, types.draft(tokens, traced, log_probs=target)):
-        with pytest.raises(ValueError, match="use rule='match'"):
+    wide = [] if rule in kinds.ON_TREES else [tree, types.draft(tokens, traced, log_probs=target)]
+    for draft in (deterministic, *wide):
+        remedy = "match" if draft is deterministic else "multi_candidate.*match"
+        with pytest.raises(ValueError, match=f"rule {rule!r}: .* use rule='{remedy}'"):
             kernel.verify(verification.get(rule), request_keys(0, 1), length, draft, target)
-        assert verification.default_rule(draft) is match.rule
         kernel.verify(match.rule, request_keys(0, 1), length, draft, target)
+    assert verification.default_rule(deterministic) is match.rule
+    assert verification.default_rule(tree) is multi_candidate.rule
 
 
-@pytest.mark.parametrize("rule", ["token", "block"])
+def test_coupled_takes_coupled_chains_alone():
+    coupled = verification.get("coupled")
+    chain, _ = chain_draft(jax.random.key(0), 1, 2, 4)
+    with pytest.raises(ValueError, match=r"siblings='coupled'.* are independent; .*'match'"):
+        verification.check(coupled, chain)
+    tree = dataclasses.replace(chain, tree=trees.branching((2,)), siblings="coupled")
+    with pytest.raises(ValueError, match="tree of 2 nodes; use rule='match'"):
+        verification.check(coupled, tree)
+    assert verification.default_rule(tree) is match.rule
+
+
+@pytest.mark.parametrize("siblings, laws_of_siblings", [("distinct", 1), ("independent", 2)])
+def test_k_seq_takes_independent_siblings_of_one_law(siblings, laws_of_siblings):
+    chain, _ = chain_draft(jax.random.key(0), 1, 2, 4)
+    draft = dataclasses.replace(chain, siblings=siblings, sibling_laws=laws_of_siblings)
+    with pytest.raises(ValueError, match="rule 'k_seq': .* use rule='multi_candidate'"):
+        verification.check(verification.get("k_seq"), draft)
+
+
+@pytest.mark.parametrize("rule", _RATIO)
 def test_drafts_coupled_to_the_target_are_refused(rule):
     draft = dataclasses.replace(chain_draft(jax.random.key(0))[0], siblings="coupled")
     with pytest.raises(ValueError, match=f"rule '{rule}': .* coupled .* rule='match'"):
@@ -177,7 +203,7 @@ def test_rules_by_name():
     assert verification.default_rule(chain) is block.rule
     assert verification.get("token") is token.rule
     assert verification.get(token.rule) is token.rule
-    with pytest.raises(ValueError, match="'tokens'.*block, match, token"):
+    with pytest.raises(ValueError, match="'tokens'.*block, coupled, k_seq, match, .*traversal"):
         verification.get("tokens")
 
 
@@ -187,14 +213,9 @@ def test_rules_by_name():
 @pytest.mark.parametrize("rule", _RULES)
 def test_a_shortened_chain_is_the_shorter_chain(rule):
     length = _LENGTH
-    whole, target = chain_draft(jax.random.key(9))
+    whole, target = chain_draft(jax.random.key(9), rule=rule)
     shown = jnp.arange(_BATCH) % (length + 1)
-    draft = types.draft(
-        whole.tokens,
-        whole.tree,
-        log_probs=whole.log_probs,
-        present=jnp.arange(length)[None] < shown[:, None],
-    )
+    draft = dataclasses.replace(whole, present=jnp.arange(length)[None] < shown[:, None])
     rule = verification.get(rule)
     law = outcome_law(rule, draft, target)
     for short in range(length + 1):
@@ -204,7 +225,7 @@ def test_a_shortened_chain_is_the_shorter_chain(rule):
             np.testing.assert_allclose(law[rows, 0], jnp.exp(target[rows, 0]), atol=1e-6)
             continue
         tokens, laws = whole.tokens[:, :short], whole.log_probs[:, : short + 1]
-        alone = types.draft(tokens, trees.chain(short), log_probs=laws)
+        alone = types.draft(tokens, trees.chain(short), log_probs=laws, siblings=whole.siblings)
         expected = outcome_law(rule, alone, target[:, : short + 1])
         np.testing.assert_allclose(law[rows, : short + 1], expected[rows], atol=1e-6)
 
@@ -259,6 +280,7 @@ def test_deterministic_nodes_in_a_sampled_chain_stay_exact(rule, certain):
             trees.chain(length),
             log_probs=along_paths(np.asarray(drafts), proposal),
             law=jnp.broadcast_to(jnp.asarray(law), (len(drafts), length)),
+            siblings=kinds.siblings(rule),
         )
         found = law_of_texts(verification.get(rule), draft, weights, target)
     wanted = np.ones(())
@@ -269,7 +291,7 @@ def test_deterministic_nodes_in_a_sampled_chain_stay_exact(rule, certain):
 
 @pytest.mark.parametrize("rule", _RULES)
 def test_a_row_is_the_same_alone_and_in_a_batch(rule):
-    draft, target = chain_draft(jax.random.key(13))
+    draft, target = chain_draft(jax.random.key(13), rule=rule)
     length = jnp.arange(_BATCH, dtype=jnp.int32) % 11
     keys = request_keys(14, _BATCH)
     rule = verification.get(rule)

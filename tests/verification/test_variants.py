@@ -10,14 +10,21 @@ from absl.testing import parameterized
 
 from specjax import analysis, trees, types, verification
 from specjax.verification import kernel
+from tests.verification import kinds
 
 _BATCH, _LENGTH, _VOCABULARY = 24, 4, 3
-_CASES = [*((rule, "chain") for rule in sorted(verification.RULES)), ("match", "tree")]
+_CASES = [
+    *((rule, "chain") for rule in sorted(verification.RULES)),
+    ("match", "certain tree"),
+    *((rule, "tree") for rule in kinds.ON_TREES),
+    ("multi_candidate", "distinct"),
+    ("traversal", "distinct"),
+]
 # Untyped in chex.
 all_variants: Any = chex.all_variants
 
 
-def problem(seed, kind):
+def problem(seed, kind, rule="token"):
     """Keys, lengths, a draft with absent nodes and the target's laws, some tokens impossible."""
     keys = jax.random.split(jax.random.key(seed), 4)
     logits = 2 * jax.random.normal(keys[0], (2, _BATCH, _LENGTH + 1, _VOCABULARY))
@@ -35,12 +42,20 @@ def problem(seed, kind):
             log_probs=proposal,
             law=law,
             present=node < (row + seed) % (_LENGTH + 1),
+            siblings=kinds.siblings(rule),
         )
     else:
         topologies = jnp.asarray([(0, 0, 1, 1), (0, 0, 0, 2), (0, 1, 1, 3)], jnp.int32)
         tree = trees.dynamic(jnp.tile(topologies, (_BATCH // 3, 1)), 3)
+        sampled = kind != "certain tree"
+        node = jnp.arange(_LENGTH, dtype=jnp.int32)[None]
         draft = types.draft(
-            tokens, tree, present=tokens != (row + seed) % 5, vocab_size=_VOCABULARY
+            tokens,
+            tree,
+            log_probs=proposal if sampled else None,
+            present=node != (row + seed) % 5,
+            vocab_size=_VOCABULARY,
+            siblings="distinct" if kind == "distinct" else "independent",
         )
     requests = jax.random.split(keys[3], _BATCH)
     return requests, (row[:, 0] + seed) % 7, draft, target
@@ -51,7 +66,7 @@ class Variants(chex.TestCase):
     @parameterized.parameters(*_CASES)
     def test_laws(self, name, kind):
         rule = verification.get(name)
-        _, length, draft, target = problem(0, kind)
+        _, length, draft, target = problem(0, kind, name)
         node = length % (_LENGTH + 1)
         for function, given, static in (
             (rule.accept, (draft, target), ()),
@@ -68,13 +83,13 @@ class Variants(chex.TestCase):
     @all_variants(with_pmap=False)
     @parameterized.parameters(*_CASES)
     def test_verdicts(self, name, kind):
-        given = verification.get(name), *problem(1, kind)
+        given = verification.get(name), *problem(1, kind, name)
         wanted = kernel.verify(*given)
         chex.assert_trees_all_equal(self.variant(kernel.verify, static_argnums=0)(*given), wanted)
         assert len(set(wanted.count.tolist())) > 1
 
     @all_variants(with_pmap=False)
-    @parameterized.parameters("chain", "tree")
+    @parameterized.parameters("chain", "certain tree")
     def test_walks(self, kind):
         _, _, draft, _ = problem(2, kind)
         flags = jax.random.bernoulli(jax.random.key(3), 0.7, draft.tokens.shape)
@@ -92,7 +107,7 @@ def test_new_values_do_not_compile_again(name, kind):
     verify, outcome_law = once(kernel.verify, 0), once(analysis.outcome_law, 0)
     accept, residual, resolve = once(rule.accept), once(rule.residual), once(kernel.resolve)
     for seed in range(3):
-        keys, length, draft, target = problem(seed, kind)
+        keys, length, draft, target = problem(seed, kind, name)
         verify(rule, keys, length, draft, target)
         outcome_law(rule, draft, target)
         residual(draft, target, length % (_LENGTH + 1))
