@@ -65,7 +65,8 @@ def run(
 
 
 def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
-    rows, refused = [], set()
+    rows: list[dict[str, Any]] = []
+    refused: dict[tuple[str, str, str], str] = {}
     todo = list(certify_cases.cases(rules, full))
     with binary.Progress(f"certifying {len(rules)} rules") as progress:
         for number, case in enumerate(todo):
@@ -73,11 +74,15 @@ def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
                 continue
             try:
                 found = certify_cases.certificates(case, seeds)
-            except ValueError:
-                refused.add((case.rule.name, case.shape, case.kind))
+            except ValueError as error:
+                refused[case.rule.name, case.shape, case.kind] = str(error)
                 continue
             rows += [_row(case, warper, certificate) for warper, certificate in found]
             progress.at(number + 1, len(todo))
+    for rule in rules:
+        if not any(row["rule"] == rule.name for row in rows):
+            reason = next(text for (name, *_), text in refused.items() if name == rule.name)
+            raise ValueError(f"rule {rule.name!r} takes no draft that could be certified: {reason}")
     report: dict[str, Any] = {
         "versions": binary.versions(),
         "certificates": rows,

@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     ACCEPT = 2
     RESIDUAL = 3
     CASCADE = 4
+    UNION = 5
 
 
 def derive(keys: jax.Array, stream: Stream, position: jax.Array) -> jax.Array:

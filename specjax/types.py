@@ -218,8 +218,8 @@ class Draft:
         (a one-hot law).
       siblings: how siblings were drawn, `independent`, `distinct` (without replacement) or
         `coupled`.
-      sibling_laws: how many rows of `log_probs` the children of one parent may be drawn from; more
-        than 1 in a union of drafters.
+      sibling_laws: how many laws the children of one parent may be drawn from, a one-hot one
+        included; more than 1 in a union of drafters.
       passengers: whether some nodes ride in the target's pass for the drafter's `update` alone;
         they are absent, yet the pass is never narrowed to one token.
     """

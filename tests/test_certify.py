@@ -12,6 +12,13 @@ WRONG = types.VerificationRule(
 )
 
 
+def refuse(draft):
+    raise ValueError("never")
+
+
+REFUSING = types.VerificationRule("refusing", refuse, token.accept, token.residual)
+
+
 @pytest.fixture
 def call(capsys):
     def run(*arguments):
@@ -39,6 +46,7 @@ def test_a_rule_of_ones_own_that_is_not_exact(call):
         (["--rule=nowhere:rule"], "nowhere"),
         (["--rule=specjax.trees:__name__"], "VerificationRule"),
         (["--seeds=0"], "--seeds=0"),
+        (["--rule=tests.test_certify:REFUSING"], "takes no draft that could be certified"),
     ],
 )
 def test_bad_input(call, arguments, named):

@@ -189,26 +189,24 @@ def record(
     for prompt, answer in texts:
         if not len(prompt) or not len(answer):
             raise ValueError("a text needs a prompt and an answer of at least one token each")
-        tokens, count = _padded([*prompt, *answer])
+        tokens = _padded([*prompt, *answer])
         for name, (model, temperatures) in wanted.items():
-            laws = _of_own_tokens(
-                model, tokens, count, asked, jnp.asarray(temperatures, jnp.float32)
-            )
+            laws = _of_own_tokens(model, tokens, asked, jnp.asarray(temperatures, jnp.float32))
             for temperature, row in zip(temperatures, np.asarray(laws), strict=True):
                 last = len(prompt) + len(answer) - 1
                 found[name][temperature].append(row[len(prompt) - 1 : last])
     return Record(own, found["target"], found["draft"])
 
 
-def _padded(tokens: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """A row of tokens, filled up so that texts share few programs, and its length."""
+def _padded(tokens: Sequence[int]) -> jax.Array:
+    """A row of tokens, filled up so that texts share few programs: int32[1, T]."""
     row = np.zeros((1, -(-len(tokens) // 128) * 128), np.int32)
     row[0, : len(tokens)] = tokens
-    return jnp.asarray(row), jnp.int32(len(tokens))
+    return jnp.asarray(row)
 
 
 @jax.jit
-def _of_own_tokens(model, tokens, count, asked, temperatures):
+def _of_own_tokens(model, tokens, asked, temperatures):
     """log-probability of every token's successor, at each temperature: [temperatures, T]."""
     output, _ = model.apply(model.params, tokens, model.init_cache(*tokens.shape), None, ())
     size = tokens.shape[1]
@@ -227,7 +225,6 @@ def _of_own_tokens(model, tokens, count, asked, temperatures):
         )
         return jnp.take_along_axis(law, following[:, :, None], axis=2)[0, :, 0]
 
-    del count
     return jax.lax.map(at, temperatures)
 
 
@@ -251,7 +248,7 @@ def record_agreement(
     asked = types.Sampling() if asked is None else asked
     accepted, length = [], 0
     for prompt, answer in texts:
-        tokens, _ = _padded([*prompt, *answer])
+        tokens = _padded([*prompt, *answer])
         counts, depth = _agreements(target, drafter, tokens, asked)
         length = int(depth)
         first, last = len(prompt), len(prompt) + len(answer)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import trees, types
+from specjax import sampling, trees, types
 
 __all__ = ["union"]
 
@@ -64,7 +64,7 @@ def _propose(params, state, context, keys) -> tuple[types.Draft, tuple[Any, ...]
     drafts, states = [], []
     for place, (part, of_part) in enumerate(zip(params, state, strict=True)):
         # Siblings of different parts must be drawn independently.
-        own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, place)
+        own = sampling.derive(keys, sampling.Stream.UNION, jnp.full(keys.shape, place, jnp.int32))
         draft, of_part = part.propose(part.params, of_part, context, own)
         drafts.append(draft)
         states.append(of_part)
@@ -104,21 +104,22 @@ def _offsets(drafts) -> list[int]:
 
 
 def _merged_tree(parts: list[trees.Tree], offsets: list[int]) -> trees.Tree:
-    def moved(parents, offset):
-        return np.where(parents > 0, parents + offset, 0)
-
+    """Children of a part's root hang on the common one; static if all parts are."""
     if all(part.static_parents is not None for part in parts):
-        pairs = zip(parts, offsets, strict=False)
         return trees.from_parents(
-            np.concatenate([moved(np.asarray(p.static_parents, int), o) for p, o in pairs]).tolist()
+            [
+                parent and parent + offset
+                for part, offset in zip(parts, offsets, strict=False)
+                for parent in part.static_parents or ()
+            ]
         )
-    batch = max(trees.parents(part).shape[0] for part in parts)
-    parents = [
-        jnp.where(trees.parents(part) > 0, trees.parents(part) + offset, 0)
-        for part, offset in zip(parts, offsets, strict=False)
+    tables = [trees.parents(part) for part in parts]
+    batch = max(table.shape[0] for table in tables)
+    moved = [
+        jnp.broadcast_to(jnp.where(table > 0, table + offset, 0), (batch, table.shape[1]))
+        for table, offset in zip(tables, offsets, strict=False)
     ]
-    parents = [jnp.broadcast_to(some, (batch, some.shape[1])) for some in parents]
-    return trees.dynamic(jnp.concatenate(parents, axis=1), max(part.max_depth for part in parts))
+    return trees.dynamic(jnp.concatenate(moved, axis=1), max(part.max_depth for part in parts))
 
 
 def _update(params, state, context, draft, verdict, output) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from specjax.verification import kernel
 __all__ = ["typical"]
 
 
-def typical(epsilon: float = 0.3, delta: float = 0.09) -> types.VerificationRule:
+def typical(epsilon: float = 0.09, delta: float = 0.3) -> types.VerificationRule:
     """**Lossy**: accepts what the target finds likely enough, p(x) > min(ε, δ·exp(−H(p))).
 
     Of all paths of accepted tokens the longest is taken, ties to the first; then a token is drawn
@@ -22,7 +22,7 @@ def typical(epsilon: float = 0.3, delta: float = 0.09) -> types.VerificationRule
 
     Args:
       epsilon: ε, in (0, 1]: tokens more probable than this are always accepted.
-      delta: δ, above 0; the paper takes √ε or a little less than ε.
+      delta: δ, above 0; the paper takes √ε.
 
     Raises:
       ValueError: a value out of range.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import specjax
-from specjax import drafters, trees, types
+from specjax import drafters, sampling, trees, types
 from specjax.drafters.union import _merge
 from tests.drafters import driving, test_tree
 from tests.testing import toys
@@ -55,6 +55,28 @@ def test_parts_draw_independently():
     first, second = np.asarray(draft.tokens)[:, :3], np.asarray(draft.tokens)[:, 3:]
     assert np.any(first != second)
     np.testing.assert_allclose(draft.log_probs[:, 0], draft.log_probs[:, 3])
+
+
+def test_the_keys_of_parts_are_not_those_of_a_stream():
+    """A part's key must not be one that acceptance or residuals fold further."""
+    given = []
+
+    def recording(params, state, context, keys):
+        given.append(np.asarray(jax.random.key_data(keys)))
+        return part.propose(params, state, context, keys)
+
+    part = drafters.prompt_lookup(2)
+    with jax.disable_jit():
+        _, context = proposed(
+            drafters.union(*[dataclasses.replace(part, propose=recording)] * len(sampling.Stream))
+        )
+    given = {tuple(row) for keys in given for row in keys.tolist()}
+    streams = {
+        tuple(np.asarray(jax.random.key_data(jax.random.fold_in(key, int(stream)))).tolist())
+        for key in context.keys
+        for stream in sampling.Stream
+    }
+    assert len(given) == 4 * len(sampling.Stream) and not given & streams
 
 
 def test_coupled_parts_share_the_targets_noise():
@@ -115,13 +137,13 @@ def test_parts_that_lag_catch_up():
     """A part whose draft was never taken drafts as one that is fresh from a prefill."""
     target = driving.build("tabular", 1)
     parts = [drafters.model(driving.build("transformer"), 2), drafters.model(target, 3)]
-    sampling = types.Sampling(temperature=1.0)
+    asked = types.Sampling(temperature=1.0)
     result = specjax.generate(
         target,
         drafters.union(*parts),
         [[1, 2, 3], [4]],
         rule="match",
-        sampling=sampling,
+        sampling=asked,
         max_new_tokens=24,
         eos=(),
     )
@@ -130,7 +152,7 @@ def test_parts_that_lag_catch_up():
         parts[1],
         [[1, 2, 3], [4]],
         rule="match",
-        sampling=sampling,
+        sampling=asked,
         max_new_tokens=24,
         eos=(),
     )
