@@ -70,13 +70,13 @@ def test_the_keys_of_parts_are_not_those_of_a_stream():
         _, context = proposed(
             drafters.union(*[dataclasses.replace(part, propose=recording)] * len(sampling.Stream))
         )
-    given = {tuple(row) for keys in given for row in keys.tolist()}
+    of_parts = {tuple(row) for keys in given for row in keys.tolist()}
     streams = {
         tuple(np.asarray(jax.random.key_data(jax.random.fold_in(key, int(stream)))).tolist())
         for key in context.keys
         for stream in sampling.Stream
     }
-    assert len(given) == 4 * len(sampling.Stream) and not given & streams
+    assert len(of_parts) == 4 * len(sampling.Stream) and not of_parts & streams
 
 
 def test_coupled_parts_share_the_targets_noise():
