@@ -12,16 +12,18 @@ from specjax import analysis, trees, types
 
 __all__ = ["Case", "WARPERS", "cases", "certificates"]
 
-# Options that leave a law alone where a warper does not set them; one value a row, so that one
-# program warps by all of them.
+# Options that leave a law alone stand where a warper sets none, so that one program serves all.
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 WARPERS = {
-    "none": {},
-    "temperature 0.5": {"temperature": 0.5},
-    "top-k 2": {"top_k": 2},
-    "top-p 0.6": {"top_p": 0.6},
-    "min-p 0.4": {"min_p": 0.4},
-    "greedy": {"temperature": 0.0},
+    name: types.Sampling(**{**_NEUTRAL, **options})
+    for name, options in {
+        "none": {},
+        "temperature 0.5": {"temperature": 0.5},
+        "top-k 2": {"top_k": 2},
+        "top-p 0.6": {"top_p": 0.6},
+        "min-p 0.4": {"min_p": 0.4},
+        "greedy": {"temperature": 0.0},
+    }.items()
 }
 
 # Parents and the vocabulary: V^N drafts are enumerated, and 2^N flags or V^(N+1) draws for each.
@@ -88,7 +90,8 @@ def certificates(case: Case, seeds: int) -> list[tuple[str, analysis.Certificate
       ValueError: the rule cannot take such drafts.
     """
     tree, vocab_size = case.tree, case.vocab_size
-    proposals = {"two drafters": 2, "certain": 0}.get(case.kind, 1)
+    # Where one drafter would do there is a second that no node names: kinds share a program then.
+    proposals = 0 if case.kind == "certain" else 2
     laws = [
         _laws(vocab_size, tree.max_depth + (place == 0), case.dtype, seeds, place)
         for place in range(1 + proposals)
@@ -108,33 +111,26 @@ def certificates(case: Case, seeds: int) -> list[tuple[str, analysis.Certificate
 @functools.cache
 def _laws(vocab_size: int, depth: int, dtype: str, seeds: int, salt: int) -> list[jax.Array]:
     """A conditional law for every warper and seed, sharp and flat in turns: [W·seeds, V^d, V]."""
-    levels = []
-    for seed in range(seeds):
-        key = jax.random.fold_in(jax.random.key(seed), salt)
-        levels.append(_random_law(key, vocab_size, depth, (1.0, 0.3)[seed % 2], dtype))
-    return [
-        jnp.concatenate([_warped(level, name) for name in WARPERS for level in level_of_seeds])
-        for level_of_seeds in zip(*levels, strict=True)
-    ]
+    pairs = [(settings, seed) for settings in WARPERS.values() for seed in range(seeds)]
+    made = [_law(settings, seed, salt, vocab_size, depth, dtype) for settings, seed in pairs]
+    return [jnp.stack(level) for level in zip(*made, strict=True)]
 
 
-_random_law = jax.jit(analysis.random_law, static_argnums=(1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _law(settings, seed, salt, vocab_size: int, depth: int, dtype: str) -> list[jax.Array]:
+    key = jax.random.fold_in(jax.random.key(seed), salt)
+    concentration = jnp.where(seed % 2 == 0, 1.0, 0.3).astype(dtype)
+    return analysis.warped_law(
+        settings, analysis.random_law(key, vocab_size, depth, concentration, jnp.dtype(dtype))
+    )
 
 
-def _warped(level: jax.Array, name: str) -> jax.Array:
-    options = {**_NEUTRAL, **WARPERS[name]}
-    return _warp(types.Sampling(**options), [level])[0][None]
-
-
-_warp = jax.jit(analysis.warped_law)
-
-
-def _sources(kind: str, size: int) -> list[int] | None:
+def _sources(kind: str, size: int) -> list[int]:
     if kind == "two drafters":
         return [node % 2 for node in range(size)]
     if kind == "partly certain":
         return [-(node % 2) for node in range(size)]
-    return None
+    return [-1 if kind == "certain" else 0] * size
 
 
 def _stops(tree: trees.Tree, vocab_size: int) -> list[np.ndarray]:

@@ -30,7 +30,7 @@ def accepted_of(
       draft: the proposal, whose tokens are given.
       target_log_probs: [B, N+1, V], natural logs.
     """
-    stop = outcomes.stops(verification.get(rule), draft, target_log_probs)
+    stop = outcomes.stops(draft, verification.get(rule).accept(draft, target_log_probs))
     return jnp.sum(stop * trees.depths(draft.tree).astype(stop.dtype), axis=-1)
 
 
@@ -45,9 +45,9 @@ def expected_accepted(
 
     By enumeration of V^N drafts; the arguments are those of `certify`.
     """
-    kind = certificates.Kind(verification.get(rule), (0,) * tree.size, siblings)
+    kind = certificates.Kind((0,) * tree.size, siblings)
     draft, weight, after = certificates.every_draft(kind, tree, target, [proposal])
-    return jnp.sum(weight * accepted_of(kind.rule, draft, after))
+    return jnp.sum(weight * accepted_of(rule, draft, after))
 
 
 def survival(rule: str, log_p: jax.Array, log_q: jax.Array, length: int) -> jax.Array:

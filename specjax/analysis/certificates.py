@@ -23,9 +23,6 @@ from specjax.verification import kernel
 __all__ = ["Certificate", "Kind", "certify", "certify_many", "every_draft"]
 
 
-_NUMBERS = ("error", "total_variation", "walk_error", "expected_accepted", "bound")
-
-
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """What enumeration found.
@@ -131,42 +128,70 @@ def certify_many(
             f"rule {rule.name!r} takes the target's draws for independent of the draft, and those "
             "of a coupled draft are not; certify rule='coupled'"
         )
-    vocab_size = target[0].shape[2]
+    kind = Kind(tuple(sources), siblings)
     laws = (tuple(target), tuple(tuple(proposal[:depth]) for proposal in proposals))
-    kind = Kind(rule, tuple(sources), siblings)
-    numbers = np.stack(
-        jax.device_get(_certify_many(kind, tree, laws, None if absent is None else tuple(absent))),
-        axis=1,
+    # Three programs, of which the first and the last serve every rule.
+    drafts, weight, after = _every_draft(
+        kind, tree, laws, None if absent is None else tuple(absent)
     )
+    stop, law, walk_error = _outcomes(rule, drafts, after)
+    error, variation, accepted, bound = _texts(kind, laws[0], drafts, weight, stop, law)
+    numbers = jax.device_get((error, variation, walk_error, accepted, bound))
     return [
         Certificate(
-            rule.name,
-            tree.size,
-            vocab_size,
-            str(target[0].dtype),
-            **dict(zip(_NUMBERS, found, strict=True)),
+            rule.name, tree.size, target[0].shape[2], str(target[0].dtype), *map(float, found)
         )
-        for found in numbers.tolist()
+        for found in zip(*numbers, strict=True)
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is static in a certificate besides the tree.
+    """How the nodes of a draft are drawn.
 
     Attributes:
-      rule, sources, siblings: as `certify` takes them.
+      sources, siblings: as `certify` takes them.
     """
 
-    rule: types.VerificationRule
     sources: tuple[int, ...]
-    siblings: str
+    siblings: str = "independent"
 
 
 @functools.partial(jax.jit, static_argnames=("kind",))
-def _certify_many(kind, tree, laws, absent):
-    # One after another: together they would need as many times the memory.
-    return jax.lax.map(lambda pair: _certify(kind, tree, pair[0], pair[1], absent), laws)
+def _every_draft(kind, tree, laws, absent):
+    """`every_draft` for every pair of laws, one after another."""
+    return jax.lax.map(lambda pair: every_draft(kind, tree, pair[0], pair[1], absent), laws)
+
+
+@functools.partial(jax.jit, static_argnames=("rule",))
+def _outcomes(rule, drafts, after):
+    """What `verify` makes of every draft: stops, outcomes, and how the walk differs from them."""
+
+    def one(pair):
+        draft, after = pair
+        kernel.check(rule, draft)
+        accept = rule.accept(draft, after)
+        stop = outcomes.stops(draft, accept)
+        law = stop[:, :, None] * outcomes.residuals(rule, draft, after)
+        walked = law
+        if rule.draw is None:
+            walked_stop = outcomes.stops_of_flags(draft, accept)
+        else:
+            walked, walked_stop = outcomes.law_of_draws(rule, draft, after)
+        walk_error = jnp.maximum(
+            jnp.max(jnp.abs(law - walked)), jnp.max(jnp.abs(stop - walked_stop))
+        )
+        return stop, law, walk_error
+
+    return jax.lax.map(one, (drafts, after))
+
+
+@functools.partial(jax.jit, static_argnames=("kind",))
+def _texts(kind, targets, drafts, weights, stops, laws):
+    """Errors, total variations, means accepted and bounds, of every pair of laws: [L] each."""
+    return jax.lax.map(
+        lambda given: _law_of_texts(kind, *given), (targets, drafts, weights, stops, laws)
+    )
 
 
 def every_draft(
@@ -185,13 +210,8 @@ def every_draft(
     Returns:
       A draft of A = V^N rows; [A]; [A, N+1, V], natural logs.
     """
-    vocab_size = target[0].shape[1]
-    draft, weight, index = _drafts(kind, tree, proposals, absent, vocab_size, target[0].dtype)
-    return draft, weight, laws_of_texts.at_nodes(target, trees.depths(tree)[0], index)
-
-
-def _drafts(kind, tree, proposals, absent, vocab_size, dtype):
-    """Every draft of the tree, its probability [A], and the index of every node's path [A, N+1]."""
+    assert tree.static_parents is not None
+    vocab_size, dtype = target[0].shape[1], target[0].dtype
     if absent is None:
         absent = [np.zeros(vocab_size**level, bool) for level in range(tree.max_depth)]
     drafted = jnp.asarray(laws_of_texts.digits(vocab_size, tree.size))
@@ -245,21 +265,14 @@ def _drafts(kind, tree, proposals, absent, vocab_size, dtype):
     # for 1/V of the same draft.
     chance = jnp.exp(kernel.node_log_probs(draft)).astype(dtype) / left
     chance = jnp.where(draft.present | (sources < 0), chance, 1 / vocab_size)
-    return draft, jnp.prod(chance, axis=1), index
+    return draft, jnp.prod(chance, axis=1), laws_of_texts.at_nodes(target, depths, index)
 
 
-def _certify(kind, tree, target, proposals, absent):
-    rule, vocab_size = kind.rule, target[0].shape[1]
-    depths = trees.depths(tree)[0]
-    draft, weight, index = _drafts(kind, tree, proposals, absent, vocab_size, target[0].dtype)
-    target_log_probs = laws_of_texts.at_nodes(target, depths, index)
-    kernel.check(rule, draft)
-    stop = outcomes.stops(rule, draft, target_log_probs)
-    law = stop[:, :, None] * outcomes.residuals(rule, draft, target_log_probs)
-    enumerated, enumerated_stop = outcomes.enumerated(rule, draft, target_log_probs)
-    walk_error = jnp.maximum(
-        jnp.max(jnp.abs(law - enumerated)), jnp.max(jnp.abs(stop - enumerated_stop))
-    )
+def _law_of_texts(kind, target, draft, weight, stop, law):
+    """The law of texts of D + 1 tokens, the target's own law finishing what is shorter."""
+    vocab_size = target[0].shape[1]
+    depths = trees.depths(draft.tree)[0]
+    index = laws_of_texts.path_index(draft.tree, draft.tokens, vocab_size)
     stop = stop * weight[:, None]
     accepted = jnp.sum(stop * depths[None].astype(law.dtype)) / jnp.sum(weight)
 
@@ -299,7 +312,7 @@ def _certify(kind, tree, target, proposals, absent):
         law_of_text = longer + by_text(law, text, here, width * vocab_size)
     gaps.append(jnp.abs(law_of_text - wanted))
     gap = jnp.concatenate(gaps, axis=1)
-    return jnp.max(gap), jnp.max(jnp.sum(gap, axis=1)) / 2, walk_error, accepted, bound
+    return jnp.max(gap), jnp.max(jnp.sum(gap, axis=1)) / 2, accepted, bound
 
 
 def _held(draft, here, index, width: int):

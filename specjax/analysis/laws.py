@@ -19,7 +19,11 @@ __all__ = ["at_nodes", "digits", "path_index", "random_law", "warped_law"]
 
 
 def random_law(
-    key: jax.Array, vocab_size: int, depth: int, concentration: float = 1.0, dtype=jnp.float32
+    key: jax.Array,
+    vocab_size: int,
+    depth: int,
+    concentration: float | jax.Array = 1.0,
+    dtype=jnp.float32,
 ) -> list[jax.Array]:
     """A conditional law of `depth` entries, each row from a Dirichlet.
 
@@ -30,19 +34,12 @@ def random_law(
       concentration: of the Dirichlet; small values give sharp laws.
       dtype: of the natural logs.
     """
-    keys = jax.random.split(key, depth)
+    # One draw for all paths; a law of its own needs a program of its own.
+    counts = [vocab_size**level for level in range(depth)]
     alpha = jnp.full((vocab_size,), concentration, dtype)
-    return [
-        jax.nn.log_softmax(
-            jnp.log(
-                jnp.maximum(
-                    jax.random.dirichlet(keys[level], alpha, (vocab_size**level,), dtype), 1e-30
-                )
-            ),
-            axis=-1,
-        )
-        for level in range(depth)
-    ]
+    rows = jax.random.dirichlet(key, alpha, (sum(counts),), dtype)
+    log_law = jax.nn.log_softmax(jnp.log(jnp.maximum(rows, 1e-30)), axis=-1)
+    return jnp.split(log_law, np.cumsum(counts)[:-1])
 
 
 def warped_law(settings: types.Sampling, law: Sequence[jax.Array]) -> list[jax.Array]:

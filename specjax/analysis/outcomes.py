@@ -9,7 +9,14 @@ from specjax import trees, types
 from specjax.analysis import laws
 from specjax.verification import kernel
 
-__all__ = ["enumerated", "enumerated_law", "outcome_law", "residuals", "stops"]
+__all__ = [
+    "enumerated_law",
+    "law_of_draws",
+    "outcome_law",
+    "residuals",
+    "stops",
+    "stops_of_flags",
+]
 
 
 def outcome_law(
@@ -25,15 +32,22 @@ def outcome_law(
       draft: the proposal.
       target_log_probs: [B, N+1, V], natural logs.
     """
-    stop = stops(rule, draft, target_log_probs)
+    stop = stops(draft, rule.accept(draft, target_log_probs))
     return stop[:, :, None] * residuals(rule, draft, target_log_probs)
 
 
-def stops(
+def enumerated_law(
     rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
 ) -> jax.Array:
-    """P(the walk stops at this node): [B, N+1]."""
-    accept = rule.accept(draft, target_log_probs)
+    """`outcome_law`, summed over all 2^N flags or all V^(N+1) draws through `resolve`."""
+    if rule.draw is not None:
+        return law_of_draws(rule, draft, target_log_probs)[0]
+    stop = stops_of_flags(draft, rule.accept(draft, target_log_probs))
+    return stop[:, :, None] * residuals(rule, draft, target_log_probs)
+
+
+def stops(draft: types.Draft, accept: jax.Array) -> jax.Array:
+    """P(the walk stops at this node), as a product of acceptances [B, N]: [B, N+1]."""
     earlier = trees.earlier_siblings(draft.tree)
     chosen = accept * jnp.prod(jnp.where(earlier, 1 - accept[:, None, :], 1.0), axis=-1)
     on_path = trees.ancestors(draft.tree)[:, :, 1:]
@@ -43,21 +57,8 @@ def stops(
     return reach * jnp.prod(jnp.where(is_child, 1 - accept[:, None, :], 1.0), axis=-1)
 
 
-def enumerated_law(
-    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
-) -> jax.Array:
-    """`outcome_law`, summed over all 2^N flags or all V^(N+1) draws through `resolve`."""
-    return enumerated(rule, draft, target_log_probs)[0]
-
-
-def enumerated(
-    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The law of outcomes [B, N+1, V], and that of the stopping node [B, N+1]."""
-    if rule.draw is not None:
-        law = target_log_probs if rule.draw_law is None else rule.draw_law(draft, target_log_probs)
-        return _law_of_draws(draft, law)
-    accept = rule.accept(draft, target_log_probs)
+def stops_of_flags(draft: types.Draft, accept: jax.Array) -> jax.Array:
+    """`stops`, summed over all 2^N flags through `resolve`."""
 
     def weigh(flag):
         weight = jnp.prod(jnp.where(flag[None] > 0, accept, 1 - accept), axis=-1)
@@ -66,11 +67,15 @@ def enumerated(
         here = jnp.arange(draft.tree.size + 1, dtype=jnp.int32)[None] == stop[:, None]
         return jnp.where(here, weight[:, None], 0.0)
 
-    stop = _sum_over(weigh, 2, draft.tree.size)
-    return stop[:, :, None] * residuals(rule, draft, target_log_probs), stop
+    return _sum_over(weigh, 2, draft.tree.size)
 
 
-def _law_of_draws(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def law_of_draws(
+    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`outcome_law` of a rule that draws and its `stops`, summed over all V^(N+1) draws."""
+    if rule.draw_law is not None:
+        target_log_probs = rule.draw_law(draft, target_log_probs)
     batch, rows, vocab_size = target_log_probs.shape
     # A dead end draws −1 with certainty; token 0 stands in for it until the end.
     dead = jnp.max(target_log_probs, axis=-1) == -jnp.inf

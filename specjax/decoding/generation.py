@@ -212,7 +212,7 @@ def first_draft(target: types.LanguageModel, drafter: types.Drafter) -> types.Dr
         keys=requests.request_keys(None, None, 1),
     )
     memory = drafter.init(drafter.params, 1, 2 * slots)
-    return drafter.propose(drafter.params, memory, context, context.keys)[0]
+    return speculative.propose(drafter, memory, context, context.keys)[0]
 
 
 _run = jax.jit(speculative.run, static_argnames=("rule",), donate_argnames=("state", "statistics"))

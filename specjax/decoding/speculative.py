@@ -15,7 +15,7 @@ from specjax import sampling, types, verification
 from specjax.decoding import finish as finishes
 from specjax.decoding import state as states
 
-__all__ = ["check_room", "prefill", "run", "step"]
+__all__ = ["check_room", "prefill", "propose", "run", "step"]
 
 
 def prefill(
@@ -87,9 +87,10 @@ def step(
         state.tokens, state.length, active, request.sampling, target, state.cache, request.keys
     )
     with jax.named_scope("propose"):
-        draft, drafter_state = drafter.propose(drafter.params, state.drafter, context, request.keys)
+        draft, drafter_state = propose(drafter, state.drafter, context, request.keys)
         # The token of an absent node means nothing; the pass still reads one.
-        draft = draft.replace(
+        draft = dataclasses.replace(
+            draft,
             present=draft.present & active[:, None],
             tokens=jnp.clip(draft.tokens, 0, target.vocab_size - 1),
         )
@@ -117,10 +118,35 @@ def step(
             nodes = jnp.pad(verdict.path, ((0, 0), (1, 0)))
             emitted_laws = jnp.take_along_axis(log_probs, nodes[:, :, None], axis=1)
             info = dataclasses.replace(info, log_probs=emitted_laws)
-        drafter_state = drafter.update(
-            drafter.params, drafter_state, context, draft, verdict, output
+        after = drafter.update(drafter.params, drafter_state, context, draft, verdict, output)
+        _check_form(drafter, state.drafter, after)
+    return dataclasses.replace(state, drafter=after), info
+
+
+def propose(
+    drafter: types.Drafter, state: Any, context: types.Context, keys: jax.Array
+) -> tuple[types.Draft, Any]:
+    """The drafter's own `propose`.
+
+    Raises:
+      ValueError: it returns something else than a `Draft` and a state.
+    """
+    made = drafter.propose(drafter.params, state, context, keys)
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], types.Draft)):
+        raise ValueError(
+            f"drafter {drafter.name!r}: propose returned a {type(made).__name__}; it must return "
+            "(draft, state), a types.Draft and the state, changed or not"
         )
-    return dataclasses.replace(state, drafter=drafter_state), info
+    return made
+
+
+def _check_form(drafter: types.Drafter, given: Any, returned: Any) -> None:
+    wanted, found = jax.tree.structure(given), jax.tree.structure(returned)
+    if wanted != found:
+        raise ValueError(
+            f"drafter {drafter.name!r}: update returned {found}, and the step began with a state "
+            f"{wanted}; return the state, changed or not"
+        )
 
 
 def run(

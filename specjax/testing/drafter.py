@@ -265,7 +265,7 @@ class _Check:
         request, state = self.driver.begin(rows)
         target, drafter = _other_weights(self.target), _other_weights(self.drafter)
         self.driver.step_of_all(target, drafter, request, state)
-        for batch, count in self.driver.traces.items():
+        for (batch, _), count in self.driver.traces.items():
             self.demand(
                 count == 1,
                 f"a step of {batch} rows was traced {count} times, and only keys, temperatures, "

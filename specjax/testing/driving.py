@@ -106,7 +106,7 @@ class Driver:
         self._step = jax.jit(self._counted_step)
 
     def _counted_step(self, target, drafter, request, state):
-        self.traces[state.length.shape[0]] += 1
+        self.traces[state.tokens.shape] += 1
         return decoding.step(target, drafter, request, state, script.rule)
 
     def options(self, rows: Sequence[Row], turn: int) -> dict[str, Any]:
@@ -126,15 +126,21 @@ class Driver:
         return decoding.init(self.target, self.drafter, prompts, capacity=self.capacity, **options)
 
     def fresh(self, moment: Moment) -> types.Draft:
-        """What the moment's texts would draft after a prefill, on the host."""
+        """What the moment's texts would draft after a prefill, on the host.
+
+        In slots of another number, which beyond the text hold other tokens: neither means anything.
+        """
+        tokens, length = np.asarray(moment.state.tokens), np.asarray(moment.state.length)
+        beyond = np.arange(tokens.shape[1])[None] >= length[:, None]
+        tokens = np.where(beyond, (tokens + 1) % self.target.vocab_size, tokens)
         _, state = decoding.init(
             self.target,
             self.drafter,
-            np.asarray(moment.state.tokens),
-            lengths=np.asarray(moment.state.length),
+            tokens,
+            lengths=length,
             keys=moment.request.keys,
             max_new_tokens=1,
-            capacity=self.capacity,
+            capacity=self.capacity + 3,
             chunk=_CHUNK,
         )
         return self.draft(moment.request, state)

@@ -169,7 +169,7 @@ def test_a_bonus_token_from_the_unwarped_law_fails(right):
         unwarped = jax.nn.log_softmax(0.6 * target[:, -1], axis=-1)
         return jnp.where(last, unwarped, right.residual(draft, target, node))
 
-    fails(mistaken(right, residual=residual), trees.chain(2), several(2, 2), 0.02)
+    fails(mistaken(right, residual=residual), trees.chain(2), several(2), 0.02)
 
 
 def test_an_argmax_draft_read_as_a_sample_of_its_softmax_fails():

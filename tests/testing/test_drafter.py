@@ -54,6 +54,15 @@ def test_drafter_keeps_the_contract(name):
     testing.check_drafter(drafter, target, jax.random.key(20), prompts=toys.PROMPTS)
 
 
+# The others differ from these in nothing that a text could show.
+@pytest.mark.parametrize("name", sorted({*DRAFTERS} - {"lookup of short matches", "transformer"}))
+def test_whole_decodes_by_every_rule(name):
+    drafter, _ = DRAFTERS[name]()
+    target = toys.transformer(0) if drafter.taps else toys.tabular(0)
+    report = testing.check_decoding(drafter, target, jax.random.key(25), toys.PROMPTS)
+    assert f"{drafter.name}, match: acceptance rate" in report
+
+
 def test_prompts_are_made_up_where_none_are_given():
     testing.check_drafter(
         drafters.prompt_lookup(3, shortest=1), toys.tabular(0), jax.random.key(21)

@@ -1,0 +1,259 @@
+"""Shows that one request key gives one text, whatever drafts it: sample-path losslessness.
+
+    python -m experiments.sample_path --prompts=questions.jsonl
+
+decodes every prompt plainly and alone, then with each drafter, in batches, every prompt under the
+key it had alone, and counts the texts that are the same to the last token. The rules are those
+whose noise is keyed by position, `match` and `coupled`; at a temperature above 0 nothing but the
+noise makes the texts equal. The exit code is 1 if one differs.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import app, flags
+
+import specjax
+from experiments import binary
+from specjax import analysis, checkpoints, drafters, models, types
+
+flags.adopt_module_key_flags(binary)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "JSON lines with `turns`, whose first is asked; default the built-in prompts."
+)
+_COUNT = flags.DEFINE_integer("count", 20, "Prompts, spread evenly over the file.")
+_LONGEST = flags.DEFINE_integer("longest_prompt", 256, "Longer prompts, in tokens, are left out.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Rows that a drafter decodes together.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the requests' keys.")
+
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, as the flags give it."""
+
+    model: str
+    prompts: str | None
+    count: int
+    longest_prompt: int
+    max_new_tokens: int
+    temperature: float
+    batch: int
+    seed: int
+
+    def __post_init__(self):
+        for name in ("count", "longest_prompt", "max_new_tokens", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
+        types.Sampling(self.temperature)
+
+
+def read_prompts(path: str | None) -> list[str]:
+    """The first user turn of every line, or the built-in prompts.
+
+    Raises:
+      ValueError: a file that cannot be read, or a line without turns; the message names it.
+    """
+    if path is None:
+        folder = pathlib.Path(__file__).parent / "prompts"
+        return [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.txt"))]
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts={path} cannot be read: {error}") from error
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompts.append(json.loads(line)["turns"][0])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"--prompts={path}, line {number}: {error!r}; a line is a JSON object with `turns`"
+            ) from error
+    return prompts
+
+
+def choose(bundle: checkpoints.Bundle, config: Config) -> list[list[int]]:
+    """`count` prompts as tokens, evenly spread over those that are short enough."""
+    chat = [bundle.chat(prompt) for prompt in read_prompts(config.prompts)]
+    short = [tokens for tokens in chat if len(tokens) <= config.longest_prompt]
+    if not short:
+        raise ValueError(
+            f"none of {len(chat)} prompts has at most --longest_prompt={config.longest_prompt} "
+            "tokens"
+        )
+    count = min(config.count, len(short))
+    return [short[index * len(short) // count] for index in range(count)]
+
+
+def random_draft(target: types.LanguageModel) -> types.LanguageModel:
+    """A small transformer that has learned nothing, over the target's vocabulary."""
+    config = models.TransformerConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_size=16,
+        intermediate_size=64,
+        context_length=target.context_length or 1 << 20,
+    )
+    return models.language_model(config, models.init_params(config, jax.random.key(7)))
+
+
+def contenders(bundle: checkpoints.Bundle) -> dict[str, tuple[types.Drafter, str]]:
+    """Drafters and rules by what the table calls them."""
+    half = checkpoints.layer_truncated(bundle, 12)
+    strange = random_draft(bundle.target)
+    lookup = drafters.prompt_lookup(8)
+    chain, tree = drafters.model(half, 4), drafters.tree(half, (2, 2, 1))
+    return {
+        "prompt lookup, K=8": (lookup, "match"),
+        "prompt lookup, K=3": (drafters.prompt_lookup(3), "match"),
+        "first 12 layers, chain of 4": (chain, "match"),
+        "first 12 layers, coupled chain of 4": (drafters.model(half, 4, coupled=True), "coupled"),
+        "first 12 layers, coupled chain of 2": (drafters.model(half, 2, coupled=True), "coupled"),
+        "first 12 layers, tree 2·2·1": (tree, "match"),
+        "union of these three": (
+            drafters.union(lookup, chain, drafters.tree(half, (2, 1), replacement=True)),
+            "match",
+        ),
+        "random weights, chain of 4": (drafters.model(strange, 4), "match"),
+        "random weights, coupled chain of 4": (drafters.model(strange, 4, coupled=True), "coupled"),
+        "random weights, tree 3·1": (drafters.tree(strange, (3, 1)), "match"),
+    }
+
+
+def run(config: Config) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    binary.start()
+    with binary.Progress(f"loading {config.model}"):
+        bundle = specjax.load(config.model)
+        jax.block_until_ready(bundle.target.params)
+    prompts = choose(bundle, config)
+    keys = list(jax.random.split(jax.random.key(config.seed), len(prompts)))
+    options = {
+        "max_new_tokens": config.max_new_tokens,
+        "sampling": types.Sampling(config.temperature),
+        # One capacity and one width of chunks, so that prompts of every length share a program.
+        "capacity": max(map(len, prompts)) + config.max_new_tokens,
+        "chunk": _CHUNK,
+    }
+    with binary.Progress(f"plain decoding, {len(prompts)} prompts one by one") as progress:
+        plain = []
+        for row, prompt in enumerate(prompts):
+            result = specjax.autoregressive(
+                bundle.target, [prompt], keys=jax.numpy.stack(keys[row : row + 1]), **options
+            )
+            plain += result.new_tokens
+            progress.at(row + 1, len(prompts))
+    rows = []
+    for name, (drafter, rule) in contenders(bundle).items():
+        with binary.Progress(f"{name}, by {rule}"):
+            texts, tau, seconds = _decode(bundle, drafter, rule, prompts, keys, config, options)
+        divergences = [
+            analysis.first_divergence(bundle.target, prompt, wanted, found)
+            for prompt, wanted, found in zip(prompts, plain, texts, strict=True)
+        ]
+        first = next((found for found in divergences if found is not None), None)
+        rows.append(
+            {
+                "drafter": name,
+                "rule": rule,
+                "prompts": len(prompts),
+                "identical": sum(found is None for found in divergences),
+                "tau": tau,
+                "seconds": seconds,
+                "first_divergence": first and dataclasses.asdict(first),
+            }
+        )
+    return {
+        "model": config.model,
+        "temperature": config.temperature,
+        "batch": config.batch,
+        "prompts": len(prompts),
+        "new_tokens": sum(map(len, plain)),
+        "versions": binary.versions(),
+        "rows": rows,
+        "passed": all(row["identical"] == row["prompts"] for row in rows),
+    }
+
+
+def _decode(
+    bundle, drafter, rule, prompts: Sequence, keys: Sequence, config: Config, options: dict
+) -> tuple[list[list[int]], float, float]:
+    """The texts, tokens a target step, and seconds; prompts in the reverse order of plain's."""
+    texts, new, steps = [], 0, 0
+    began = time.perf_counter()
+    order = list(reversed(range(len(prompts))))
+    for first in range(0, len(order), config.batch):
+        # The last batch starts over with the first prompts, so that all have one size.
+        batch = [order[(first + row) % len(order)] for row in range(config.batch)]
+        result = specjax.generate(
+            bundle.target,
+            drafter,
+            [prompts[index] for index in batch],
+            keys=jax.numpy.stack([keys[index] for index in batch]),
+            rule=rule,
+            **options,
+        )
+        texts += result.new_tokens[: len(order) - first]
+        new += sum(map(len, result.new_tokens))
+        steps += int(jax.numpy.sum(result.statistics.target_steps))
+    return texts[::-1], new / max(steps, 1), time.perf_counter() - began
+
+
+def table(report: dict[str, Any]) -> str:
+    """A line for every drafter."""
+    width = max(len(row["drafter"]) for row in report["rows"])
+    lines = [
+        f"{report['prompts']} prompts, {report['new_tokens']} tokens, temperature "
+        f"{report['temperature']}; drafters in batches of {report['batch']}, plain decoding alone",
+        f"{'drafter':<{width}}  {'rule':<8}{'identical':>12}{'τ':>7}",
+    ]
+    for row in report["rows"]:
+        identical = f"{row['identical']} of {row['prompts']}"
+        verdict = "" if row["identical"] == row["prompts"] else "  NOT ALL"
+        lines.append(
+            f"{row['drafter']:<{width}}  {row['rule']:<8}{identical:>12}{row['tau']:>7.2f}{verdict}"
+        )
+    return "\n".join(lines)
+
+
+def config_from_flags() -> Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    return Config(
+        model=binary.MODEL.value,
+        prompts=_PROMPTS.value,
+        count=_COUNT.value,
+        longest_prompt=_LONGEST.value,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        batch=_BATCH.value,
+        seed=_SEED.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; exit code 1 where a text differs, 2 for bad input."""
+
+    def job():
+        made.update(run(config_from_flags()))
+        return made
+
+    made: dict[str, Any] = {}
+    binary.report(argv, job, table)
+    if not made["passed"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=binary.parse_flags)
