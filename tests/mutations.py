@@ -249,8 +249,8 @@ MUTATIONS = [
     Mutation(
         "coupled drafts: fresh noise",
         "drafters/model.py",
-        "sampling.draw_target(context.keys, position",
-        "sampling.draw_target(keys, position",
+        "context.keys, position, law[:, None], going[:, None]",
+        "keys, position, law[:, None], going[:, None]",
         "tests/drafters/test_union.py",
     ),
     # lossy
@@ -261,7 +261,29 @@ MUTATIONS = [
         "longest = jnp.argmax(jnp.minimum(length, 1), axis=-1)",
         TREES,
     ),
+    # What rules refuse.
+    Mutation(
+        "k_seq: distinct siblings taken",
+        "verification/k_seq.py",
+        'if draft.siblings == "distinct" or draft.sibling_laws > 1:',
+        "if draft.sibling_laws > 1:",
+        CERTIFICATES,
+    ),
+    Mutation(
+        "block: drafts of position-keyed noise taken",
+        KERNEL,
+        'if draft.siblings == "coupled":',
+        'if draft.siblings == "cousins":',
+        LAW,
+    ),
     # Drafters of trees.
+    Mutation(
+        "tree: siblings in sorted order",
+        "drafters/tree.py",
+        "return jnp.stack(drawn, axis=-1)",
+        "return jnp.sort(jnp.stack(drawn, axis=-1), axis=-1)",
+        "tests/drafters/test_tree.py",
+    ),
     Mutation(
         "tree: siblings drawn again from the whole law",
         "drafters/tree.py",

@@ -10,7 +10,7 @@ import pytest
 
 from specjax import analysis, models, trees, types, verification
 from specjax.models import recurrent
-from specjax.verification import block, kernel, match, token
+from specjax.verification import block, k_seq, kernel, match, multi_candidate, token
 from tests.verification import kinds
 
 _RULES = sorted(verification.RULES)
@@ -131,9 +131,9 @@ def mistaken(right, *, accept=None, residual=None):
     )
 
 
-def fails(rule, tree, several, least, most=1.0):
+def fails(rule, tree, several, least, most=1.0, **options):
     """The certificate fails, and the worst law is wrong by at least this much."""
-    certificates = [analysis.certify(rule, tree, *laws) for laws in several]
+    certificates = [analysis.certify(rule, tree, *laws, **options) for laws in several]
     worst = max(certificates, key=lambda certificate: certificate.total_variation)
     assert not worst.passed
     assert least < worst.total_variation < most, worst
@@ -234,6 +234,29 @@ def test_dropping_a_drawn_token_by_its_own_probability_fails(right):
         residual=lambda draft, target, node: right.residual(dropped(draft), target, node),
     )
     fails(wrong, trees.chain(2), several(2), 0.04, 0.3)
+
+
+def test_pruning_drawn_siblings_by_confidence_fails():
+    right = multi_candidate.rule
+
+    def pruned(draft):
+        confident = kernel.node_log_probs(draft) > np.log(0.3)
+        return draft.replace(present=draft.present & confident)
+
+    wrong = mistaken(
+        right,
+        accept=lambda draft, target: right.accept(pruned(draft), target),
+        residual=lambda draft, target, node: right.residual(pruned(draft), target, node),
+    )
+    fails(wrong, trees.branching((2,)), several(1), 0.04)
+
+
+def test_k_seq_over_distinct_siblings_fails():
+    """Its factor ρ is that of independent draws; the rule refuses such drafts."""
+    unchecked = dataclasses.replace(k_seq.rule, check=lambda draft: None)
+    fails(unchecked, trees.branching((2,)), several(1), 0.01, siblings="distinct")
+    with pytest.raises(ValueError, match="this draft's are distinct"):
+        analysis.certify("k_seq", trees.branching((2,)), *random_laws(0, 1), siblings="distinct")
 
 
 def rounds(draft, target):

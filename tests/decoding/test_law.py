@@ -204,6 +204,19 @@ def test_the_test_sees_a_wrong_residual():
     assert p_value(counts[0], enumerated_law(target, 0, PLAIN)) < 1e-9
 
 
+def test_block_over_drafts_of_position_keyed_noise_is_refused_for_it_is_wrong():
+    """After a rejection the same noise drafts again, and `block` has looked at those drafts."""
+    target, _ = MODELS["tabular"]
+    # A draft without memory drafts the very same tokens again.
+    forgetful = models.tabular_model(jnp.asarray([1.0, 0.0, -0.5]))
+    coupled = drafters.model(forgetful, 3, coupled=True)
+    with pytest.raises(ValueError, match="coupled"):
+        specjax.generate(target, coupled, [[0]], rule="block")
+    unchecked = dataclasses.replace(verification.block.rule, check=lambda draft: None)
+    counts, _ = counted(target, coupled, unchecked, BATCH, PLAIN)
+    assert p_value(counts[0], enumerated_law(target, 0, PLAIN)) < 1e-9
+
+
 def _law_at_node(draft, target_log_probs, node):
     del draft
     return jnp.take_along_axis(target_log_probs, node[:, None, None], axis=1)[:, 0]
