@@ -9,6 +9,7 @@ of `verify` a rule against the enumerated law. --rule=module:attribute certifies
 """
 
 import collections
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -26,8 +27,12 @@ _RULES = flags.DEFINE_list(
 _FULL = flags.DEFINE_bool("full", False, "More topologies and laws, and draws of every rule.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Random pairs of laws under each warper.")
 _DRAWS = flags.DEFINE_integer(
-    "draws", None, "Draws of `verify` a rule; default 10 million with --full, otherwise none."
+    "draws",
+    None,
+    "Draws of `verify` a rule; default 10 million with --full, otherwise 200,000 of rules that "
+    "draw from the target, and none of others.",
 )
+_FEW_DRAWS = 200_000
 
 
 def rule_of(name: str) -> types.VerificationRule:
@@ -66,38 +71,62 @@ def run(
 
 def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
-    refused: dict[tuple[str, str, str], str] = {}
+    refused: dict[tuple[types.VerificationRule, str, str], str] = {}
     todo = list(certify_cases.cases(rules, full))
     with binary.Progress(f"certifying {len(rules)} rules") as progress:
         for number, case in enumerate(todo):
-            if (case.rule.name, case.shape, case.kind) in refused:
+            if (case.rule, case.shape, case.kind) in refused:
                 continue
             try:
                 found = certify_cases.certificates(case, seeds)
-            except ValueError as error:
-                refused[case.rule.name, case.shape, case.kind] = str(error)
+            except verification.RefusedDraftError as error:
+                refused[case.rule, case.shape, case.kind] = str(error)
                 continue
             rows += [_row(case, warper, certificate) for warper, certificate in found]
             progress.at(number + 1, len(todo))
-    for rule in rules:
-        if not any(row["rule"] == rule.name for row in rows):
-            reason = next(text for (name, *_), text in refused.items() if name == rule.name)
-            raise ValueError(f"rule {rule.name!r} takes no draft that could be certified: {reason}")
     report: dict[str, Any] = {
         "versions": binary.versions(),
         "certificates": rows,
         "count": len(rows),
         "seconds": progress.seconds,
+        "refused": [
+            {"rule": rule.name, "shape": shape, "kind": kind, "reason": reason}
+            for (rule, shape, kind), reason in refused.items()
+        ],
+        "example": {},
+        "traversal": _traversal_against_rounds(rows),
+        "draws": [],
     }
-    if draws:
-        report["draws"] = []
-        for rule in rules:
-            with binary.Progress(f"drawing {draws:,} times by {rule.name}"):
-                report["draws"] += certify_draws.rows(rule, draws)
-    report["passed"] = all(
-        row["passed"] for row in (*rows, *report.get("draws", ())) if row["lossless"]
-    )
+    for rule in rules:
+        if not any(row["rule"] == rule.name for row in rows):
+            reason = next(text for (other, *_), text in refused.items() if other == rule)
+            raise ValueError(f"rule {rule.name!r} takes no draft that could be certified: {reason}")
+        with contextlib.suppress(verification.RefusedDraftError):
+            report["example"][rule.name] = certify_cases.example(rule)
+        # Enumeration multiplies the laws of draws; that the draws have them is seen by drawing.
+        count = draws if draws or rule.draw is None else _FEW_DRAWS
+        if count:
+            with binary.Progress(f"drawing {count:,} times by {rule.name}"):
+                report["draws"] += certify_draws.rows(rule, count)
+    report["passed"] = all(row["passed"] for row in (*rows, *report["draws"]) if row["lossless"])
     return report
+
+
+def _traversal_against_rounds(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """On how many of the same trees and laws `traversal` accepts no less than `multi_candidate`."""
+    accepted: dict[str, dict[tuple, list[float]]] = {"traversal": {}, "multi_candidate": {}}
+    for row in rows:
+        if row["rule"] in accepted:
+            where = (row["shape"], row["kind"], row["dtype"], row["warper"])
+            accepted[row["rule"]].setdefault(where, []).append(row["expected_accepted"])
+    gains = [
+        more - less
+        for where, values in accepted["traversal"].items()
+        for more, less in zip(values, accepted["multi_candidate"].get(where, ()), strict=False)
+    ]
+    if not gains:
+        return None
+    return {"pairs": len(gains), "no_less": sum(gain > -1e-6 for gain in gains), "most": max(gains)}
 
 
 def _row(case: certify_cases.Case, warper: str, certificate) -> dict[str, Any]:
@@ -149,10 +178,25 @@ def table(report: dict[str, Any]) -> str:
             f"{mean['expected_accepted']:>10.4f}{mean['bound']:>8.4f}"
             f"{verdict}{lossy if verdict else ''}"
         )
-    for row in report.get("draws", ()):
+    names = list(dict.fromkeys(row["rule"] for row in report["refused"]))
+    for name in names:
+        kinds = dict.fromkeys(row["kind"] for row in report["refused"] if row["rule"] == name)
+        lines.append(f"{name:<16}refuses, on some trees or all: {', '.join(kinds)}")
+    for row in report["draws"]:
         lines.append(
             f"{row['rule']:<16}{row['count']:,} draws on {row['shape']}: p = {row['p_value']:.3f}"
             f"{'' if row['passed'] else '  NOT THE LAW'}"
+        )
+    lines.append(
+        "accepted of two drafts from (2/3, 1/3) for a target of (1/3, 2/3): "
+        + ", ".join(
+            f"{name} {value:.4f} = {9 * value:.4g}/9" for name, value in report["example"].items()
+        )
+    )
+    if report["traversal"] is not None:
+        lines.append(
+            "traversal accepts no less than multi_candidate in {no_less} of {pairs} pairs of "
+            "certificates, at most {most:.4f} more".format(**report["traversal"])
         )
     good = "all lossless rules are exact" if report["passed"] else "NOT ALL ARE EXACT"
     return "\n".join([*lines, "", f"{report['count']} certificates, {good}"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from specjax import analysis, trees, types
 
-__all__ = ["Case", "WARPERS", "cases", "certificates"]
+__all__ = ["WARPERS", "Case", "cases", "certificates", "example"]
 
 # Options that leave a law alone stand where a warper sets none, so that one program serves all.
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -39,7 +39,16 @@ _SHAPES = {
     "2, then 2 each": ([0, 0, 1, 1, 2, 2], 2),
 }
 _QUICK = ("chain of 2", "2, then 1 each")
-_KINDS = ("sampled", "distinct", "two drafters", "partly certain", "certain", "stopping", "coupled")
+_KINDS = (
+    "sampled",
+    "traced tree",
+    "distinct",
+    "two drafters",
+    "partly certain",
+    "certain",
+    "stopping",
+    "coupled",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Case:
       shape: name of the topology.
       kind: how nodes were drawn: `sampled` independently, `distinct` without replacement, by `two
         drafters` in turns, `partly certain` (every other node deterministic), `certain`, `stopping`
-        after some paths, `coupled` to the target's draws.
+        after some paths, `coupled` to the target's draws; `traced tree` is sampled, and the rule is
+        shown a dynamic topology.
       dtype: `float32` or `float64`.
     """
 
@@ -76,7 +86,7 @@ def cases(rules: Sequence[types.VerificationRule], full: bool) -> Iterator[Case]
         for shape in shapes:
             for kind in _KINDS:
                 is_chain = trees.from_parents(_SHAPES[shape][0]).is_chain
-                if kind == ("distinct" if is_chain else "coupled"):
+                if kind in (("distinct", "traced tree") if is_chain else ("coupled",)):
                     # A chain's siblings are always distinct, and noise has one winner.
                     continue
                 for dtype in ("float32", "float64"):
@@ -87,7 +97,7 @@ def certificates(case: Case, seeds: int) -> list[tuple[str, analysis.Certificate
     """Certificates under every warper, of `seeds` random pairs of laws each.
 
     Raises:
-      ValueError: the rule cannot take such drafts.
+      RefusedDraftError: the rule cannot take such drafts.
     """
     tree, vocab_size = case.tree, case.vocab_size
     # Where one drafter would do there is a second that no node names: kinds share a program then.
@@ -103,9 +113,27 @@ def certificates(case: Case, seeds: int) -> list[tuple[str, analysis.Certificate
         sources=_sources(case.kind, tree.size),
         siblings=case.kind if case.kind in ("distinct", "coupled") else "independent",
         absent=_stops(tree, vocab_size) if case.kind == "stopping" else None,
+        traced=case.kind == "traced tree",
     )
     names = [name for name in WARPERS for _ in range(seeds)]
     return list(zip(names, found, strict=True))
+
+
+def example(rule: types.VerificationRule) -> float:
+    """Drafts accepted of two, all drawn from (2/3, 1/3) where the target's law is (1/3, 2/3).
+
+    The example of Sun et al. 2024 (arXiv 2403.10444): `token` accepts 10/9, `block` 11/9.
+
+    Raises:
+      RefusedDraftError: the rule cannot take such drafts.
+    """
+    target, proposal = (
+        [jnp.broadcast_to(jnp.log(jnp.asarray(law)), (2**level, 2)) for level in range(3)]
+        for law in ([1 / 3, 2 / 3], [2 / 3, 1 / 3])
+    )
+    siblings = "independent" if rule.draw_law is None else "coupled"
+    found = analysis.certify(rule, trees.chain(2), target, proposal, siblings=siblings)
+    return found.expected_accepted
 
 
 @functools.cache

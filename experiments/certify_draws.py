@@ -26,7 +26,7 @@ def rows(rule: types.VerificationRule, draws: int) -> Iterator[dict[str, Any]]:
         siblings = "coupled" if rule.draw_law is not None else "independent"
         try:
             p_value = _p_value(rule, tree, siblings, draws)
-        except ValueError:
+        except verification.RefusedDraftError:
             continue
         yield {
             "rule": rule.name,

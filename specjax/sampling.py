@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax import trees, truncation, types
 
@@ -99,7 +100,8 @@ def warp(sampling: types.Sampling, logits: jax.Array, past: types.History) -> ja
       ValueError: a constraint gives something other than bool[B, T, V].
     """
     batch, _, vocab_size = logits.shape
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # Asked of numpy, which knows the wider one even where jax forbids to mix them.
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
 
     def rows(field):
         return jnp.broadcast_to(jnp.asarray(field).reshape(-1), (batch,))[:, None, None]

@@ -216,9 +216,9 @@ class Draft:
       log_probs: [B, R, V], the proposal's laws; R is 0 when every node is deterministic.
       law: int32[B, N], the row of `log_probs` each node was drawn from; −1 for a deterministic node
         (a one-hot law).
-      siblings: how siblings were drawn, `independent`, `distinct` (without replacement) or
-        `coupled`.
-      sibling_laws: how many laws the children of one parent may be drawn from, a one-hot one
+      siblings: how siblings were drawn, `independent`, `distinct` (without replacement, from one
+        law, none of them deterministic) or `coupled`.
+      sibling_laws: how many laws the children of one parent may be drawn from, every one-hot one
         included; more than 1 in a union of drafters.
       passengers: whether some nodes ride in the target's pass for the drafter's `update` alone;
         they are absent, yet the pass is never narrowed to one token.
@@ -248,7 +248,7 @@ def draft(
     present: jax.Array | None = None,
     vocab_size: int | None = None,
     siblings: str = "independent",
-    sibling_laws: int = 1,
+    sibling_laws: int | None = None,
     passengers: bool = False,
 ) -> Draft:
     """A `Draft` whose nodes, by default, are all present and drawn from their parents' laws.
@@ -259,6 +259,8 @@ def draft(
       log_probs: [B, R, V]; None for a deterministic draft, which then needs `vocab_size`.
       law: int32[B, N]; by default the parent's index, or −1 everywhere for a deterministic draft.
       present: bool[B, N]; descendants of an absent node become absent too.
+      siblings, sibling_laws, passengers: as in `Draft`; by default siblings share one law, and
+        deterministic ones have one each.
 
     Raises:
       ValueError: shapes that do not agree, or an unknown `siblings`.
@@ -284,6 +286,8 @@ def draft(
             f"log_probs[B, R, V] has R={rows}, but nodes draw from their parents' laws, of which "
             f"there are {needed}; give law[B, N]"
         )
+    if sibling_laws is None:
+        sibling_laws = 1 if log_probs is not None else _most_siblings(tree)
     if siblings == "distinct" and sibling_laws > 1:
         raise ValueError(
             f"sibling_laws={sibling_laws}: siblings drawn without replacement share one law"
@@ -303,6 +307,12 @@ def draft(
         missing = jnp.pad(~present, ((0, 0), (1, 0)))
         present = ~jnp.any(trees.ancestors(tree)[:, 1:] & missing[:, None, :], axis=-1)
     return Draft(tokens, present, tree, log_probs, law, siblings, sibling_laws, passengers)
+
+
+def _most_siblings(tree: trees.Tree) -> int:
+    if tree.static_parents is None:
+        return max(tree.size, 1)
+    return int(np.bincount(np.asarray(tree.static_parents, int), minlength=1).max())
 
 
 @struct.dataclass

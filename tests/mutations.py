@@ -19,7 +19,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Mutation(NamedTuple):
-    """A named mistake: `before` becomes `after` in a file; `tests` must see it."""
+    """A named mistake: `before` becomes `after` in a file; `tests` must see it.
+
+    `tests` is a file, and after a space, if there is one, which of its tests (pytest's -k).
+    """
 
     name: str
     file: str
@@ -31,38 +34,44 @@ class Mutation(NamedTuple):
 KERNEL, TREES = "verification/kernel.py", "tests/verification/test_trees.py"
 ORACLES, RULES = "tests/verification/test_oracles.py", "tests/verification/test_rules.py"
 CERTIFICATES = "tests/analysis/test_exactness.py"
-IDENTITY, LAW = "tests/decoding/test_identity.py", "tests/decoding/test_law.py"
+LAW = "tests/decoding/test_law.py"
 
 MUTATIONS = [
     # The walk that all rules share.
-    Mutation("accept at a uniform of 0", KERNEL, "uniform < accept", "uniform <= accept", ORACLES),
+    Mutation(
+        "accept at a uniform of 0",
+        KERNEL,
+        "uniform < accept",
+        "uniform <= accept",
+        ORACLES + " uniform_of_0",
+    ),
     Mutation(
         "absent nodes accepted",
         KERNEL,
         "flags = flags & draft.present",
         "flags = flags",
-        CERTIFICATES,
+        CERTIFICATES + " stopping",
     ),
     Mutation(
         "the last flagged sibling wins",
         "trees.py",
         "np.ones((tree.size, tree.size), bool), k=-1)",
         "np.ones((tree.size, tree.size), bool), k=-1).T",
-        TREES,
+        TREES + " static and multi_candidate and independent",
     ),
     Mutation(
         "residual not renormalised",
         KERNEL,
         "left / jnp.where(total > 0, total, 1.0)",
         "left",
-        CERTIFICATES,
+        CERTIFICATES + " exact_on_chains and token",
     ),
     Mutation(
         "residual from the root",
         KERNEL,
         "residual = rule.residual(draft, target_log_probs, stop)",
         "residual = rule.residual(draft, target_log_probs, 0 * stop)",
-        "tests/verification/test_draws.py",
+        "tests/verification/test_draws.py million and token",
     ),
     # match
     Mutation(
@@ -70,21 +79,21 @@ MUTATIONS = [
         "verification/match.py",
         "counted = jnp.where(repeated, 0.0, probability)",
         "counted = probability",
-        CERTIFICATES,
+        CERTIFICATES + " match",
     ),
     Mutation(
         "match: not conditional on earlier siblings",
         "verification/match.py",
         "jnp.maximum(1 - taken, probability)",
         "jnp.ones_like(taken)",
-        CERTIFICATES,
+        CERTIFICATES + " match",
     ),
     Mutation(
         "match: noise by node instead of depth",
         "verification/match.py",
         "length[:, None] + trees.depths(draft.tree)",
         "length[:, None] + jnp.arange(draft.tree.size + 1)[None]",
-        "tests/verification/test_draws.py",
+        "tests/verification/test_draws.py plain",
     ),
     # token
     Mutation(
@@ -92,21 +101,21 @@ MUTATIONS = [
         "verification/token.py",
         "jnp.exp(jnp.minimum(log_ratio(draft, target_log_probs), 0.0))",
         "jnp.exp(log_ratio(draft, target_log_probs))",
-        RULES,
+        RULES + " probability and token",
     ),
     Mutation(
         "token: difference not clipped",
         "verification/token.py",
         "gap = jnp.maximum(jnp.exp(law + weight) - jnp.exp(proposal), 0.0)",
         "gap = jnp.abs(jnp.exp(law + weight) - jnp.exp(proposal))",
-        CERTIFICATES,
+        CERTIFICATES + " exact_on_chains and token",
     ),
     Mutation(
         "token: q = 0 accepted",
         "verification/token.py",
         "possible = draft.present & (drawn > -jnp.inf)",
         "possible = draft.present",
-        ORACLES,
+        ORACLES + " token",
     ),
     # block
     Mutation(
@@ -114,21 +123,21 @@ MUTATIONS = [
         "verification/block.py",
         "return token.clipped_difference(draft, target_log_probs, node, chosen)",
         "return token.clipped_difference(draft, target_log_probs, node, 0 * chosen)",
-        CERTIFICATES,
+        CERTIFICATES + " exact_on_chains and block",
     ),
     Mutation(
         "block: weights not held below 1",
         "verification/block.py",
         "return walk - jnp.maximum(jax.lax.cummax(walk, axis=1), 0.0)",
         "return jnp.minimum(walk, 0.0)",
-        CERTIFICATES,
+        CERTIFICATES + " exact_on_chains and block",
     ),
     Mutation(
         "block: the flag of the last draft everywhere",
         "verification/block.py",
         "jnp.where(following, joint, weight)",
         "weight",
-        CERTIFICATES,
+        CERTIFICATES + " exact_on_chains and block",
     ),
     # multi_candidate and the rounds
     Mutation(
@@ -136,49 +145,49 @@ MUTATIONS = [
         "verification/rounds.py",
         "jnp.where(here, jnp.maximum(left, 0.0), 0.0)",
         "jnp.where(here, left, 0.0)",
-        TREES,
+        TREES + " static and multi_candidate and independent",
     ),
     Mutation(
         "rounds: every round costs 1",
         "verification/rounds.py",
         "cost = total + (1 - weight)",
         "cost = jnp.ones_like(total)",
-        TREES,
+        TREES + " static and multi_candidate and independent",
     ),
     Mutation(
         "rounds: q keeps the drawn tokens",
         "verification/rounds.py",
         "mass=state.mass.at[row, parent].set(jnp.where(present, rest, mass))",
         "mass=state.mass",
-        TREES,
+        TREES + " static and multi_candidate and distinct",
     ),
     Mutation(
         "rounds: duplicates skipped",
         "verification/rounds.py",
         "taken = taken + jnp.where(mine, price[:, :, None], 0.0)",
         "taken = taken + jnp.where(mine & ~repeated[:, :, None], price[:, :, None], 0.0)",
-        TREES,
+        TREES + " static and multi_candidate and independent",
     ),
     Mutation(
         "rounds: one law for all siblings",
         "verification/rounds.py",
         "holds = (laws == law[:, :, None]) | (laws < 0)",
         "holds = jnp.ones_like(laws) > 0",
-        TREES,
+        TREES + " static and multi_candidate and several",
     ),
     Mutation(
         "rounds: absent siblings cost a round",
         "verification/rounds.py",
         "mine = mine & (present & (law >= 0))[:, :, None]",
         "mine = mine & (law >= 0)[:, :, None]",
-        TREES,
+        TREES + " static and multi_candidate and independent",
     ),
     Mutation(
         "rounds: a one-hot sibling is not taken out",
         "verification/rounds.py",
         "gone = jnp.where(children, draft.tokens, law.shape[1])",
         "gone = jnp.where(children & (draft.law >= 0), draft.tokens, law.shape[1])",
-        TREES,
+        TREES + " static and multi_candidate and several",
     ),
     # traversal
     Mutation(
@@ -186,28 +195,28 @@ MUTATIONS = [
         "verification/traversal.py",
         "rounds.reject(draft, target_log_probs, hand_down=True)",
         "rounds.reject(draft, target_log_probs)",
-        TREES,
+        TREES + " static and traversal and independent",
     ),
     Mutation(
         "traversal: later siblings forgotten",
         "verification/traversal.py",
         "none[:, 1:] * none_later",
         "none[:, 1:]",
-        TREES,
+        TREES + " static and traversal and independent",
     ),
     Mutation(
         "traversal: what lies below forgotten",
         "verification/traversal.py",
         "through = 1 - none[:, 1:]",
         "through = stay[:, 1:]",
-        TREES,
+        TREES + " static and traversal and independent",
     ),
     Mutation(
         "traversal: drafts beyond a dead end",
         "verification/traversal.py",
         "present=draft.present & ~beyond",
         "present=draft.present",
-        "tests/analysis/test_dead_end_certificates.py",
+        "tests/analysis/test_dead_end_certificates.py traversal",
     ),
     # k_seq
     Mutation(
@@ -215,21 +224,21 @@ MUTATIONS = [
         "verification/k_seq.py",
         "jnp.where(several, factor, 1.0)",
         "jnp.where(several, 1.0, 1.0)",
-        TREES,
+        TREES + " static and k_seq",
     ),
     Mutation(
         "k_seq: k counts absent siblings",
         "verification/k_seq.py",
         "is_child = is_child & draft.present[:, None, :]",
         "is_child = is_child & (draft.present[:, None, :] | True)",
-        TREES,
+        TREES + " static and k_seq",
     ),
     Mutation(
         "k_seq: one try is taken off",
         "verification/k_seq.py",
         "jnp.minimum(proposal, target / factor[:, None]) * tries[:, None]",
         "jnp.minimum(proposal, target / factor[:, None])",
-        TREES,
+        TREES + " static and k_seq",
     ),
     # coupled
     Mutation(
@@ -237,21 +246,21 @@ MUTATIONS = [
         "verification/coupled.py",
         "total = jnp.where(draft.law < 0, 1.0, jnp.sum(larger, axis=-1))",
         "total = jnp.maximum(wanted, drawn)",
-        "tests/verification/test_coupled.py",
+        "tests/verification/test_coupled.py joint_law",
     ),
     Mutation(
         "coupled: residual of match",
         "verification/coupled.py",
         "left = target * jax.vmap(_overtaken)(target, proposal, token[:, 0])",
         "left = target * (jnp.arange(law.shape[1])[None] != token)",
-        "tests/verification/test_coupled.py",
+        "tests/verification/test_coupled.py joint_law",
     ),
     Mutation(
         "coupled drafts: fresh noise",
         "drafters/model.py",
         "context.keys, position, law[:, None], going[:, None]",
         "keys, position, law[:, None], going[:, None]",
-        "tests/drafters/test_union.py",
+        "tests/drafters/test_union.py noise",
     ),
     # lossy
     Mutation(
@@ -259,7 +268,7 @@ MUTATIONS = [
         "verification/lossy.py",
         "longest = jnp.argmax(length, axis=-1)",
         "longest = jnp.argmax(jnp.minimum(length, 1), axis=-1)",
-        TREES,
+        TREES + " static and typical",
     ),
     # What rules refuse.
     Mutation(
@@ -267,14 +276,14 @@ MUTATIONS = [
         "verification/k_seq.py",
         'if draft.siblings == "distinct" or draft.sibling_laws > 1:',
         "if draft.sibling_laws > 1:",
-        CERTIFICATES,
+        CERTIFICATES + " k_seq",
     ),
     Mutation(
         "block: drafts of position-keyed noise taken",
         KERNEL,
         'if draft.siblings == "coupled":',
         'if draft.siblings == "cousins":',
-        LAW,
+        LAW + " position_keyed",
     ),
     # Drafters of trees.
     Mutation(
@@ -303,7 +312,7 @@ MUTATIONS = [
         "drafters/tree.py",
         "memory.keep(params, state, context, verdict, is_chain=False)",
         "memory.keep(params, state, context, verdict, is_chain=True)",
-        "tests/testing/test_drafter.py",
+        "tests/testing/test_drafter.py keeps and tree",
     ),
     Mutation(
         "union: parts share their draws",
@@ -333,7 +342,18 @@ def survives(mutation: Mutation) -> bool:
         if text.count(mutation.before) != 1:
             raise SystemExit(f"{mutation.name}: {mutation.file} no longer says {mutation.before!r}")
         path.write_text(text.replace(mutation.before, mutation.after))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--numprocesses=0", mutation.tests]
+        file, _, which = mutation.tests.partition(" ")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--numprocesses=0",
+            file,
+            "-k",
+            which,
+        ]
         done = subprocess.run(
             command,
             cwd=folder,

@@ -1,15 +1,27 @@
 """The certifying binary: its table, rules of one's own, and bad input."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import pytest
 from absl.testing import flagsaver
 
 from experiments import binary, certify
 from specjax import types
-from specjax.verification import token
+from specjax.verification import match, token
 
 WRONG = types.VerificationRule(
     "of one's own", token.rule.check, token.accept, lambda draft, target, node: target[:, 0]
 )
+
+
+def most_probable(keys, length, draft, target_log_probs):
+    del keys, length, draft
+    return jnp.argmax(target_log_probs, axis=-1).astype(jnp.int32)
+
+
+# Its laws are right, and it does not draw from them.
+MOST_PROBABLE = dataclasses.replace(match.rule, draw=most_probable, name="most probable")
 
 
 def refuse(draft):
@@ -37,6 +49,20 @@ def test_a_rule_of_ones_own_that_is_not_exact(call):
     code, output, errors = call("--rule=tests.test_certify:WRONG", "--seeds=1")
     assert code == 1, errors
     assert "NOT EXACT" in output and "of one's own" in output
+
+
+def test_a_rule_that_is_exact_and_its_draws(call):
+    code, output, errors = call("--rule=token", "--seeds=1", "--draws=50000")
+    assert code == 0, errors
+    assert "all lossless rules are exact" in output and "NOT" not in output
+    assert "50,000 draws on a chain of 2" in output and "token 1.1111 = 10/9" in output
+    assert "refuses, on some trees or all: sampled, traced tree, distinct" in output
+
+
+def test_draws_that_do_not_have_their_law(call):
+    code, output, errors = call("--rule=tests.test_certify:MOST_PROBABLE", "--seeds=1")
+    assert code == 1, errors
+    assert "NOT THE LAW" in output and "NOT EXACT" not in output
 
 
 @pytest.mark.parametrize(

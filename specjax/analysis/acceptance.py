@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from specjax import trees, types, verification
 from specjax.analysis import certificates, outcomes
+from specjax.verification import kernel
 
 __all__ = ["accepted_of", "expected_accepted", "survival"]
 
@@ -29,8 +30,13 @@ def accepted_of(
       rule: the rule or its name.
       draft: the proposal, whose tokens are given.
       target_log_probs: [B, N+1, V], natural logs.
+
+    Raises:
+      RefusedDraftError: the rule cannot take the draft.
     """
-    stop = outcomes.stops(draft, verification.get(rule).accept(draft, target_log_probs))
+    rule = verification.get(rule)
+    kernel.check(rule, draft)
+    stop = outcomes.stops(draft, rule.accept(draft, target_log_probs))
     return jnp.sum(stop * trees.depths(draft.tree).astype(stop.dtype), axis=-1)
 
 
@@ -78,7 +84,10 @@ def survival(rule: str, log_p: jax.Array, log_q: jax.Array, length: int) -> jax.
         raise ValueError(f"texts of T={log_p.shape[1]} tokens hold no drafts of length={length}")
     place = jnp.arange(count)[:, None] + jnp.arange(length)[None]
     possible = log_q > -jnp.inf
-    ratio = jnp.where(possible, jnp.where(possible, log_q, 0.0) - log_p, -jnp.inf)[:, place]
+    # A token that the target does not write (its weight is 0) must not make infinities meet.
+    written = log_p > -jnp.inf
+    ratio = jnp.where(possible, log_q, 0.0) - jnp.where(written, log_p, 0.0)
+    ratio = jnp.where(possible | ~written, jnp.where(written, ratio, 0.0), -jnp.inf)[:, place]
     if rule == "token":
         return jnp.exp(jnp.cumsum(jnp.minimum(ratio, 0.0), axis=-1))
     walk = jnp.cumsum(ratio, axis=-1)

@@ -65,6 +65,7 @@ def certify(
     sources: Sequence[int] | None = None,
     siblings: str = "independent",
     absent: Sequence[np.ndarray] | None = None,
+    traced: bool = False,
 ) -> Certificate:
     """Certifies a rule on a tree: every draft, every flag, every text.
 
@@ -79,10 +80,11 @@ def certify(
       siblings: `independent`, `distinct` (beyond the law's support a node is absent) or `coupled`.
       absent: bool[V^d] for d < D, whether drafting stops after that path (what a confidence stop
         may do).
+      traced: whether the rule is shown the topology as traced parents, as a dynamic tree's are.
 
     Raises:
-      ValueError: a dynamic tree, laws or sources that do not agree with the tree, or a rule that
-        cannot take such a draft.
+      RefusedDraftError: the rule cannot take such a draft.
+      ValueError: a dynamic tree, or laws or sources that do not agree with the tree.
     """
     return certify_many(
         rule,
@@ -92,6 +94,7 @@ def certify(
         sources=sources,
         siblings=siblings,
         absent=absent,
+        traced=traced,
     )[0]
 
 
@@ -103,6 +106,7 @@ def certify_many(
     sources: Sequence[int] | None = None,
     siblings: str = "independent",
     absent: Sequence[np.ndarray] | None = None,
+    traced: bool = False,
 ) -> list[Certificate]:
     """`certify` for many laws in one program: every entry of every law has a leading axis."""
     rule = verification.get(rule)
@@ -123,8 +127,13 @@ def certify_many(
             f"sources={tuple(sources)} must name, for each of {tree.size} nodes, one of "
             f"{len(proposals)} proposals, or −1"
         )
-    if siblings == "coupled" and rule.draw is not None and rule.draw_law is None:
+    if siblings == "distinct" and min(sources, default=0) < 0:
         raise ValueError(
+            f"sources={tuple(sources)}: distinct siblings are drawn from one law, none of them is "
+            "deterministic (−1)"
+        )
+    if siblings == "coupled" and rule.draw is not None and rule.draw_law is None:
+        raise kernel.RefusedDraftError(
             f"rule {rule.name!r} takes the target's draws for independent of the draft, and those "
             "of a coupled draft are not; certify rule='coupled'"
         )
@@ -134,7 +143,11 @@ def certify_many(
     drafts, weight, after = _every_draft(
         kind, tree, laws, None if absent is None else tuple(absent)
     )
-    stop, law, walk_error = _outcomes(rule, drafts, after)
+    shown = drafts
+    if traced:
+        rows = jnp.broadcast_to(trees.parents(tree), drafts.tokens.shape)
+        shown = dataclasses.replace(drafts, tree=trees.dynamic(rows, depth))
+    stop, law, walk_error = _outcomes(rule, shown, after)
     error, variation, accepted, bound = _texts(kind, laws[0], drafts, weight, stop, law)
     numbers = jax.device_get((error, variation, walk_error, accepted, bound))
     return [
@@ -247,10 +260,11 @@ def every_draft(
         left = jnp.sum(jnp.where(gone, 0.0, jnp.exp(log_probs[row, law])), axis=-1)
         present = present & (left > 0)
         left = jnp.where(jnp.take_along_axis(gone, drafted[:, :, None], 2)[:, :, 0], jnp.inf, left)
-    pairs = {
-        (parent, source) for parent, source in zip(tree.static_parents, kind.sources, strict=True)
-    }
-    most = max(collections.Counter(parent for parent, _ in pairs).values(), default=1)
+    # Every deterministic child is a law of its own.
+    laws_of = collections.defaultdict(list)
+    for node, (parent_of, source) in enumerate(zip(tree.static_parents, kind.sources, strict=True)):
+        laws_of[parent_of].append(source if source >= 0 else -1 - node)
+    most = max((len(set(found)) for found in laws_of.values()), default=1)
     draft = types.draft(
         drafted,
         tree,

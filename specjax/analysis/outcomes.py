@@ -31,7 +31,11 @@ def outcome_law(
       rule: the rule.
       draft: the proposal.
       target_log_probs: [B, N+1, V], natural logs.
+
+    Raises:
+      RefusedDraftError: the rule cannot take the draft.
     """
+    kernel.check(rule, draft)
     stop = stops(draft, rule.accept(draft, target_log_probs))
     return stop[:, :, None] * residuals(rule, draft, target_log_probs)
 

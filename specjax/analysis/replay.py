@@ -60,6 +60,10 @@ class Record:
     ) -> Estimate:
         """The mean number of accepted drafts of `length`, from every place of the texts.
 
+        Every place that has `length` tokens after it counts. Texts of a length fixed beforehand
+        are estimated without bias; those that ended by themselves lose their last places, which
+        may be unlike the others.
+
         Args:
           rule: `token` or `block`.
           length: K.
@@ -81,6 +85,8 @@ class Record:
                     f"{name}_temperature={asked} was not recorded; recorded are "
                     f"{sorted(held)}: a text's tokens do not tell the rest of the law"
                 )
+        if length < 1:
+            raise ValueError(f"length={length} must be at least 1")
         weighted = target_temperature != self.temperature
         sums, weights = [], []
         for own, log_p, log_q in zip(

@@ -143,6 +143,8 @@ class _Propose:
                 token = jnp.where(ends, -1, sampling.greedy(left))
             else:
                 token = sampling.categorical(keys[:, place], left)
+                # What rounds to nothing in the law's own dtype is nothing, as verification sees it.
+                token = jnp.where(jnp.exp(jnp.max(left, axis=-1)) > 0, token, -1)
             drawn.append(token)
             if not self.replacement:
                 row = jnp.arange(left.shape[0], dtype=jnp.int32)

@@ -32,6 +32,10 @@ def union(*parts: types.Drafter) -> types.Drafter:
     """
     if len(parts) < 2:
         raise ValueError(f"a union of {len(parts)} drafters; give at least two")
+    # A union of unions is one union: each part must see the text as it is.
+    parts = tuple(
+        own for part in parts for own in (part.params if part.propose is _propose else (part,))
+    )
     for part in parts:
         if part.taps:
             raise ValueError(

@@ -93,9 +93,18 @@ def _case(random, name, kind, tree, vocab_size: int, batch: int, certifies: bool
         present=jnp.asarray(present),
         vocab_size=vocab_size,
         siblings=kind if kind in ("distinct", "coupled") else "independent",
-        sibling_laws=2 if kind == "partly deterministic" and not tree.is_chain else 1,
+        sibling_laws=_laws_of_siblings(tree) if kind == "partly deterministic" else None,
     )
     return Case(name, draft, jnp.asarray(target), certifies)
+
+
+def _laws_of_siblings(tree: trees.Tree) -> int:
+    """Laws among the children of one node when every other node is deterministic."""
+    assert tree.static_parents is not None
+    parents = np.asarray(tree.static_parents)
+    certain = [int(np.sum(parents[::2] == parent)) for parent in range(tree.size)]
+    drawn = [int(np.any(parents[1::2] == parent)) for parent in range(tree.size)]
+    return max(map(sum, zip(certain, drawn, strict=True)))
 
 
 def _laws(random, shape) -> np.ndarray:

@@ -61,7 +61,7 @@ def check_decoding(
     for rule in verification.RULES.values() if rules is None else map(verification.get, rules):
         try:
             decoding.rule_for(target, drafter, rule)
-        except ValueError as refusal:
+        except verification.RefusedDraftError as refusal:
             lines.append(f"{drafter.name}, {rule.name}: refused, {refusal}")
             continue
         lines.append(check.rule(rule, least_acceptance))

@@ -53,6 +53,28 @@ def fault(draft: types.Draft, vocab_size: int, tolerance: float) -> str | None:
             complaint = _law_fault(draft, row, node, tolerance)
             if complaint is not None:
                 return f"{where}: {complaint}"
+        complaint = _sibling_fault(draft, row)
+        if complaint is not None:
+            return f"row {row}, {complaint}"
+    return None
+
+
+def _sibling_fault(draft: types.Draft, row: int) -> str | None:
+    """Whether the children of a node were drawn from more laws than the draft says."""
+    if draft.is_deterministic:
+        return None
+    for parent in range(draft.tokens.shape[1] + 1):
+        children = (_parents(draft)[row] == parent) & draft.present[row]
+        laws = draft.law[row][children]
+        certain = int(np.sum(laws < 0))
+        count = len(np.unique(laws[laws >= 0])) + certain
+        if count > draft.sibling_laws:
+            return (
+                f"children of node {parent}: drawn from {count} laws ({certain} of them one-hot), "
+                f"and sibling_laws={draft.sibling_laws}"
+            )
+        if draft.siblings == "distinct" and certain:
+            return f"children of node {parent}: distinct siblings, {certain} of them deterministic"
     return None
 
 

@@ -10,11 +10,12 @@ from specjax.verification import (
     token,
     traversal,
 )
-from specjax.verification.kernel import check, children, resolve, verify
+from specjax.verification.kernel import RefusedDraftError, check, children, resolve, verify
 from specjax.verification.rules import RULES, default_rule, get
 
 __all__ = [
     "RULES",
+    "RefusedDraftError",
     "block",
     "check",
     "children",

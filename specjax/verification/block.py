@@ -17,8 +17,14 @@ __all__ = ["accept", "residual", "rule"]
 
 def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
     """P(stop ≥ i) / P(stop ≥ i − 1): [B, N]; 0 at absent nodes."""
-    # Where the target's law has no token, the chain ends: nothing is drafted beyond a dead end.
-    lives = jnp.any(target_log_probs[:, :-1] > -jnp.inf, axis=-1)
+    # Where the target's law has no token, the chain ends: nothing is drafted beyond a dead end. It
+    # has not the drafted one either, and where it always has that, there is no need to look.
+    refused = kernel.parent_laws(draft, target_log_probs) == -jnp.inf
+    lives = jax.lax.cond(
+        jnp.any(refused),
+        lambda: jnp.any(target_log_probs[:, :-1] > -jnp.inf, axis=-1),
+        lambda: jnp.ones(draft.tokens.shape, bool),
+    )
     present = draft.present & (jnp.cumprod(lives.astype(jnp.int32), axis=1) > 0)
     weight = jnp.exp(_log_weights(draft, target_log_probs))
     following = jnp.pad(present[:, 1:], ((0, 0), (0, 1)))
@@ -52,14 +58,20 @@ def _log_weights(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
 
 def _surplus(draft: types.Draft, target_log_probs: jax.Array, weight: jax.Array) -> jax.Array:
     """Σ_y max(P_i·p(y | x_≤i) − q(y | x_≤i), 0) of nodes 1…N; 0 at the last: [B, N]."""
-    size = draft.tokens.shape[1]
-    law = draft.law[:, 1:]
-    after = target_log_probs[:, 1:size]
-    row = jnp.arange(law.shape[0], dtype=jnp.int32)[:, None]
-    proposal = draft.log_probs[row, jnp.maximum(law, 0)]
-    weight = weight[:, :-1]
-    gap = jnp.maximum(weight[:, :, None] * jnp.exp(after) - jnp.exp(proposal), 0.0)
-    sampled = jnp.sum(gap, axis=-1)
+    batch, size = draft.tokens.shape
+    law, weight = draft.law[:, 1:], weight[:, :-1]
+    draft, target_log_probs = jax.tree.map(jnp.asarray, (draft, target_log_probs))
+
+    def surplus(given):
+        row, node, law, weight = given
+        after, proposal = target_log_probs[row, node], draft.log_probs[row, law]
+        return jnp.sum(jnp.maximum(weight * jnp.exp(after) - jnp.exp(proposal), 0.0))
+
+    row, node = jnp.meshgrid(
+        jnp.arange(batch, dtype=jnp.int32), jnp.arange(1, size, dtype=jnp.int32), indexing="ij"
+    )
+    given = [leaf.reshape(-1) for leaf in (row, node, jnp.maximum(law, 0), weight)]
+    sampled = kernel.sums(surplus, given, target_log_probs.shape[2]).reshape(law.shape)
     # Against a one-hot law only the drafted token's mass is lost.
     certain = weight * -jnp.expm1(kernel.parent_laws(draft, target_log_probs)[:, 1:])
     return jnp.pad(jnp.where(law < 0, certain, sampled), ((0, 0), (0, 1)))

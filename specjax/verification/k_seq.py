@@ -4,8 +4,9 @@ The k-sequential selection of Sun et al. 2023, "SpecTr: Fast Speculative Decodin
 Transport" (arXiv 2310.15141), at every node of a tree. Keeps the target's law: with
 β = Σ_y min(q(y), p(y)/ρ), the chance that one sibling is accepted, what is accepted has the law
 min(q, p/ρ)·Σ_{j<k} (1 − β)^j, which stays below p as long as that sum is at most ρ. The paper asks
-for the smallest such ρ, between 1 and k. k counts the siblings that are present, duplicates too. On
-a chain ρ is 1, and this is `token`.
+for the smallest such ρ, between 1 and k. k counts the siblings that are present, duplicates too;
+it must not hang on what they are, so that here a node may be absent for what was drawn above it,
+but not for its siblings. On a chain ρ is 1, and this is `token`.
 """
 
 import jax
@@ -59,34 +60,65 @@ def _factors(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array
     law = jnp.max(jnp.where(is_child, draft.law[:, None, :], -1), axis=-1)
     row = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
-    def chance(factor):
-        """β: one pass over the laws of the parents."""
-        target = jnp.exp(target_log_probs[row, nodes])
-        proposal = jnp.exp(draft.log_probs[row, jnp.maximum(law, 0)])
-        return jnp.sum(jnp.minimum(proposal, target / factor[:, :, None]), axis=-1)
+    def shares(laws, factor):
+        """Σ q where q < p/ρ and Σ p elsewhere, so that β = first + second/ρ: a pass over laws."""
 
-    def tries(factor):
-        powers = jnp.broadcast_to(1 - chance(factor)[:, :, None], (*factor.shape, most))
+        def share(given):
+            row, node, law, factor = given
+            target, proposal = jnp.exp(laws[0][row, node]), jnp.exp(laws[1][row, law])
+            whole = proposal * factor < target
+            return (
+                jnp.sum(jnp.where(whole, proposal, 0.0)),
+                jnp.sum(jnp.where(whole, 0.0, target)),
+            )
+
+        at = jnp.broadcast_to(jnp.asarray(nodes, jnp.int32)[None], law.shape)
+        given = jnp.broadcast_to(row, law.shape), at, jnp.maximum(law, 0), factor
+        flat = [leaf.reshape(-1) for leaf in given]
+        vocab_size = target_log_probs.shape[2]
+        drafted, wanted = kernel.sums(share, flat, vocab_size)
+        return drafted.reshape(law.shape), wanted.reshape(law.shape)
+
+    def tries(drafted, wanted, factor):
+        powers = jnp.broadcast_to((1 - drafted - wanted / factor)[:, :, None], (*law.shape, most))
         powers = jnp.cumprod(powers.at[:, :, 0].set(1.0), axis=-1)
         tried = jnp.arange(most, dtype=jnp.int32)[None, None] < count[:, :, None]
         return jnp.sum(jnp.where(tried, powers, 0.0), axis=-1)
 
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        enough = tries(middle) <= middle
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+    highest = jnp.maximum(count, 1).astype(target_log_probs.dtype)
+    steps = jnp.finfo(highest.dtype).nmant + 2
 
-    low = jnp.ones((batch, nodes.size), target_log_probs.dtype)
-    high = jnp.maximum(count, 1).astype(low.dtype)
-    # The upper end is always lawful, however early the search stops.
-    steps = jnp.finfo(low.dtype).nmant + 2
-    factor = jax.lax.fori_loop(0, steps, halve, jax.lax.stop_gradient((low, high)))[1]
-    factor = _fixed_point(tries, jax.lax.stop_gradient(factor))
+    def solved(drafted, wanted):
+        """The smallest ρ with Σ_{j<k} (1 − β)^j ≤ ρ for this split of β, by halving."""
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            enough = tries(drafted, wanted, middle) <= middle
+            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+        return jax.lax.fori_loop(0, steps, halve, (jnp.ones_like(highest), highest))[1]
+
+    laws = target_log_probs, draft.log_probs
+    known = jax.lax.stop_gradient(laws)
+
+    def grow(carry):
+        # β is the least of what all splits make of it, so no split's ρ is too large: it grows, as
+        # Newton's steps do, until the split stays.
+        step, _, factor = carry
+        return step + 1, factor, jnp.maximum(solved(*shares(known, factor)), factor)
+
+    start = jnp.zeros((), jnp.int32), jnp.zeros_like(highest), jnp.ones_like(highest)
+    factor = jax.lax.while_loop(
+        lambda carry: (carry[0] < steps) & jnp.any(carry[2] > carry[1]), grow, start
+    )[2]
+    drafted, wanted = shares(laws, factor)
+    factor = _fixed_point(lambda point: tries(drafted, wanted, point), factor)
     several = count > 1
+    accepted = jnp.minimum(tries(drafted, wanted, factor), factor)
     return (
         ones.at[:, nodes].set(jnp.where(several, factor, 1.0)),
-        ones.at[:, nodes].set(jnp.where(several, jnp.minimum(tries(factor), factor), 1.0)),
+        ones.at[:, nodes].set(jnp.where(several, accepted, 1.0)),
     )
 
 

@@ -5,12 +5,16 @@ earlier siblings were not, and the residual law wherever the walk may stop. Ever
 so that the certificate runs through the code that decodes.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from specjax import sampling, trees, types
 
 __all__ = [
+    "RefusedDraftError",
     "check",
     "check_sampled",
     "children",
@@ -20,8 +24,12 @@ __all__ = [
     "normalised",
     "parent_laws",
     "resolve",
+    "sums",
     "verify",
 ]
+
+# Numbers of a law's size that are worked on at once: few enough to stay near a core.
+_AT_ONCE = 1 << 17
 
 
 def verify(
@@ -41,7 +49,8 @@ def verify(
       target_log_probs: [B, N+1, V], natural logs; row i is the warped law after node i.
 
     Raises:
-      ValueError: the rule cannot take the draft, or shapes that do not agree.
+      RefusedDraftError: the rule cannot take the draft.
+      ValueError: shapes that do not agree.
     """
     batch, size = draft.tokens.shape
     if target_log_probs.shape[:2] != (batch, size + 1):
@@ -71,12 +80,16 @@ def verify(
     return types.Verdict(path, count, sampling.categorical(residual_keys, residual))
 
 
+class RefusedDraftError(ValueError):
+    """A rule cannot take a draft of this kind; the message names the rule and those that can."""
+
+
 def check(rule: types.VerificationRule, draft: types.Draft) -> None:
-    """Raises ValueError, naming the rule and the remedy, for a draft that it cannot take."""
+    """Raises `RefusedDraftError` for a draft that a rule cannot take, with the rules that can."""
     try:
         rule.check(draft)
     except ValueError as error:
-        raise ValueError(f"rule {rule.name!r}: {error}") from error
+        raise RefusedDraftError(f"rule {rule.name!r}: {error}") from error
 
 
 def check_sampled(draft: types.Draft) -> None:
@@ -169,6 +182,26 @@ def parent_laws(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
 def children(draft: types.Draft, node: jax.Array) -> jax.Array:
     """Which nodes are present children of node[B]: bool[B, N]."""
     return (trees.parents(draft.tree) == node[:, None]) & draft.present
+
+
+def sums(function: Callable[..., Any], given: Any, vocab_size: int) -> Any:
+    """`function` of every entry of `given`, where it sums over laws: some entries at a time.
+
+    A large vocabulary's laws are gone through one by one, so that nothing of the size of all of
+    them is ever written; a small one's together.
+
+    Args:
+      function: of a pytree of scalars or rows, to a pytree of scalars.
+      given: pytree of [n, …].
+      vocab_size: V.
+
+    Returns:
+      A pytree of [n].
+    """
+    count, at_once = jax.tree.leaves(given)[0].shape[0], max(1, _AT_ONCE // vocab_size)
+    if count <= at_once:
+        return jax.vmap(function)(given)
+    return jax.lax.map(function, given, batch_size=None if at_once == 1 else at_once)
 
 
 def normalised(left: jax.Array, law: jax.Array, rejected: jax.Array) -> jax.Array:

@@ -39,6 +39,8 @@ class Rounds:
       taken: [B, N+1, W], the sum of c over the children of each law.
       total: [B, N+1], the sum of what is left, after the last child for which anyone asks.
       mass: [B, N+1], of the law of distinct siblings, what the children drawn so far left.
+      tried: bool[B, N], the present nodes for which a law had mass left. Of a distinct sibling
+        beyond it nothing can be said, and by what came before it it is as good as absent.
     """
 
     weight: jax.Array
@@ -47,6 +49,7 @@ class Rounds:
     taken: jax.Array
     total: jax.Array
     mass: jax.Array
+    tried: jax.Array
 
 
 def reject(draft: types.Draft, target_log_probs: jax.Array, hand_down: bool = False) -> Rounds:
@@ -71,6 +74,7 @@ def reject(draft: types.Draft, target_log_probs: jax.Array, hand_down: bool = Fa
         taken=jnp.zeros((batch, rows, width), dtype),
         total=ones,
         mass=ones,
+        tried=jnp.zeros((batch, size), bool),
     )
     if size == 0:
         return state
@@ -121,6 +125,7 @@ def _round(draft, target_log_probs, state, nodes, hand_down: bool, asked: bool) 
     token, law, present = (array[:, index] for array in (draft.tokens, draft.law, draft.present))
     weight, total, mass = (array[row, parent] for array in (state.weight, state.total, state.mass))
     laws, taken = state.laws[row, parent], state.taken[row, parent]
+    present = present & (mass > 0)
     before = trees.earlier_siblings(draft.tree)[:, index] & draft.present[:, None, :]
     repeated = jnp.any(before & (draft.tokens[:, None, :] == token[:, :, None]), axis=-1)
 
@@ -130,8 +135,7 @@ def _round(draft, target_log_probs, state, nodes, hand_down: bool, asked: bool) 
         left = left - taken[:, :, slot] * _probability(draft, row, laws[:, :, slot], token)
     left = jnp.where(repeated, 0.0, jnp.maximum(left, 0.0))
     cost = total + (1 - weight)
-    # Where the support is used up nothing more is drawn, and nothing need be right.
-    price = jnp.where(mass > 0, cost / jnp.where(mass > 0, mass, 1.0), 0.0)
+    price = jnp.where(present, cost / jnp.where(present, mass, 1.0), 0.0)
     # The chance of the token among those not drawn before, times the cost of a round.
     offered = price * drawn
     possible = present & (left > 0) & (offered > 0)
@@ -149,6 +153,7 @@ def _round(draft, target_log_probs, state, nodes, hand_down: bool, asked: bool) 
         accept=state.accept.at[:, index].set(accept),
         laws=state.laws.at[row, parent].set(laws),
         taken=state.taken.at[row, parent].set(taken),
+        tried=state.tried.at[:, index].set(present),
     )
     if hand_down:
         weights = jnp.broadcast_to(jnp.asarray(nodes, jnp.int32)[None], (batch, nodes.shape[0]))
@@ -188,21 +193,28 @@ def _sums(draft, target_log_probs, row, parent, weight, laws, taken, gone):
 
     Independent siblings are all drawn from the whole law: 1.
 
-    Each is one pass over the laws of the parents; nothing of their size is kept.
+    Both are one pass over the laws of the parents; nothing of their size is kept.
     """
-    vocabulary = jnp.arange(target_log_probs.shape[2], dtype=jnp.int32)[None, None]
-    here = jnp.ones((), bool)
-    for place in range(gone.shape[2]):
-        here = here & (vocabulary != gone[:, :, place, None])
-    left = weight[:, :, None] * jnp.exp(target_log_probs[row, parent])
-    drawn = jnp.zeros((), left.dtype)
-    for slot in range(draft.sibling_laws):
-        drawn = jnp.exp(draft.log_probs[row, jnp.maximum(laws[:, :, slot], 0)])
-        left = left - taken[:, :, slot, None] * drawn
-    total = jnp.sum(jnp.where(here, jnp.maximum(left, 0.0), 0.0), axis=-1)
-    if draft.siblings != "distinct":
-        return total, jnp.ones_like(total)
-    return total, jnp.sum(jnp.where(here, drawn, 0.0), axis=-1)
+    vocab_size = target_log_probs.shape[2]
+    vocabulary = jnp.arange(vocab_size, dtype=jnp.int32)
+
+    def sums(given):
+        row, parent, weight, laws, taken, gone = given
+        here = jnp.all(vocabulary[None] != gone[:, None], axis=0)
+        left, drawn = weight * jnp.exp(target_log_probs[row, parent]), jnp.zeros((), weight.dtype)
+        for slot in range(draft.sibling_laws):
+            drawn = jnp.exp(draft.log_probs[row, laws[slot]])
+            left = left - taken[slot] * drawn
+        total = jnp.sum(jnp.where(here, jnp.maximum(left, 0.0), 0.0))
+        if draft.siblings != "distinct":
+            return total, jnp.ones_like(total)
+        return total, jnp.sum(jnp.where(here, drawn, 0.0))
+
+    shape = weight.shape
+    places = jnp.broadcast_to(row, shape), jnp.broadcast_to(parent, shape)
+    given = *places, weight, jnp.maximum(laws, 0), taken, gone
+    flat = [leaf.reshape(-1, *leaf.shape[2:]) for leaf in given]
+    return tuple(found.reshape(shape) for found in kernel.sums(sums, flat, vocab_size))
 
 
 def _probability(draft, row, law, token):
@@ -225,7 +237,7 @@ def remaining(
     draft, target_log_probs = jax.tree.map(jnp.asarray, (draft, target_log_probs))
     row = jnp.arange(node.shape[0], dtype=jnp.int32)
     law = target_log_probs[row, node]
-    children = kernel.children(draft, node)
+    children = kernel.children(draft, node) & state.tried
     left = state.weight[row, node][:, None] * jnp.exp(law)
     for slot in range(draft.sibling_laws):
         drawn = draft.log_probs[row, jnp.maximum(state.laws[row, node, slot], 0)]

@@ -106,6 +106,14 @@ def test_a_token_that_cannot_be_drafted_ends_acceptance():
         assert jnp.all(jnp.isfinite(gradient))
 
 
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_a_token_that_the_target_does_not_write_gives_numbers(rule):
+    """Its weight is 0 when another temperature is asked for; a NaN would outlive that."""
+    log_p = jnp.log(jnp.asarray([[0.5, 0.0, 0.5, 0.5]]))
+    log_q = jnp.log(jnp.asarray([[0.5, 0.5, 0.0, 0.5]]))
+    assert np.all(np.isfinite(analysis.survival(rule, log_p, log_q, 2)))
+
+
 def test_what_cannot_be_estimated_is_refused():
     law = jnp.zeros((1, 3))
     with pytest.raises(ValueError, match="'traversal'.*block and token can"):

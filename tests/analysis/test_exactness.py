@@ -110,6 +110,14 @@ def test_a_dynamic_tree_and_laws_of_the_wrong_length_are_refused():
         analysis.certify("match", trees.chain(2), laws[0], laws[1][:1])
     with pytest.raises(ValueError, match="rule='match'"):
         analysis.certify("token", trees.chain(2), laws[0])
+    with pytest.raises(verification.RefusedDraftError, match="from several laws"):
+        # Two certain siblings and a drawn one: three laws, none of them k_seq's.
+        tree = trees.from_parents((0, 0, 0))
+        analysis.certify("k_seq", tree, laws[0][:2], laws[1][:1], sources=[-1, -1, 0])
+    with pytest.raises(ValueError, match="none of them is deterministic"):
+        analysis.certify(
+            "match", trees.branching((2, 1)), *laws, sources=[-1, 0, 0, 0], siblings="distinct"
+        )
     with pytest.raises(ValueError, match="unknown rule 'tokn'"):
         analysis.certify("tokn", trees.chain(2), *laws)
 
@@ -120,6 +128,19 @@ def test_a_certificate_of_nan_has_not_passed():
     assert good.passed
     assert not dataclasses.replace(good, error=nan).passed
     assert not dataclasses.replace(good, walk_error=nan).passed
+
+
+@pytest.mark.parametrize("rule", ["match", "multi_candidate", "k_seq", "traversal"])
+def test_rules_are_exact_on_dynamic_trees(rule):
+    laws = random_laws(8, 2)
+    certificate = analysis.certify(rule, trees.from_parents((0, 0, 1)), *laws, traced=True)
+    assert certificate.passed, certificate
+
+
+def test_a_number_for_drafts_that_a_rule_refuses_is_none():
+    tree, laws = trees.branching((2,)), random_laws(9, 1)
+    with pytest.raises(verification.RefusedDraftError, match="verifies chains"):
+        analysis.expected_accepted("block", tree, *laws)
 
 
 # Planted mistakes.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import specjax
 from specjax import drafters, models, trees, types
 from tests.drafters import driving
 
@@ -149,3 +150,23 @@ def test_bad_options_are_named(options, message):
 def test_no_model():
     with pytest.raises(ValueError, match="no LanguageModel"):
         drafters.tree(None)  # pyright: ignore[reportArgumentType]
+
+
+def test_at_a_low_temperature_a_second_sibling_is_not_drawn_from_what_rounds_to_nothing():
+    """After the first token the draft's law holds e⁻⁹⁵; the text keeps the target's law."""
+    target = models.tabular_model(0.1 * jnp.log(jnp.asarray([1e-9, 0.9, 0.1, 1e-9])))
+    drafter = drafters.tree(models.tabular_model(jnp.asarray([0.0, -9.5, -12.0, -30.0])), (2,))
+    rows = 2000
+    for rule in ("multi_candidate", "traversal", "match"):
+        result = specjax.generate(
+            target,
+            drafter,
+            np.zeros((rows, 1), np.int32),
+            lengths=np.ones(rows, np.int32),
+            keys=jax.random.split(jax.random.key(0), rows),
+            rule=rule,
+            sampling=types.Sampling(0.1),
+            max_new_tokens=1,
+        )
+        counts = np.bincount(np.asarray(result.new_tokens)[:, 0], minlength=4)
+        assert abs(counts[1] / rows - 0.9) < 0.05 and counts[1] + counts[2] == rows, rule

@@ -172,6 +172,12 @@ def test_a_reader_of_features_is_refused():
         drafters.union(drafters.prompt_lookup(3), toys.reader())
 
 
+def test_a_union_of_unions_is_one_union():
+    lookup, model = drafters.prompt_lookup(2), drafters.model(driving.build("tabular"), 2)
+    nested = drafters.union(drafters.union(lookup, model), model)
+    assert len(nested.params) == 3 and nested.nodes == 6
+
+
 def test_siblings_that_do_not_go_together():
     model = driving.build("tabular")
     with pytest.raises(ValueError, match="coupled and independent.*replacement=True"):

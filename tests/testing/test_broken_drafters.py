@@ -101,6 +101,7 @@ def test_a_sampled_drafter_passes():
         ("deeper than it says", "node 2: depth 2, and the tree's is 1"),
         ("not a number", "row 0, node 2: law 1 has mass nan, not 1"),
         ("twins", "is also that of its sibling 1, drawn without replacement"),
+        ("two laws", r"children of node 0: drawn from 2 laws .*, and sibling_laws=1"),
         ("strange siblings", "siblings='cousins' is unknown"),
         ("absent", "no node was present"),
         ("longer", "over 7 tokens, the target's over 6"),

@@ -70,6 +70,10 @@ class Sampled:
             "absent": {"present": jnp.zeros_like(draft.present)},
             "longer": {"log_probs": jnp.pad(draft.log_probs, ((0, 0), (0, 0), (0, 1)))},
             "strange siblings": {"siblings": "cousins"},
+            "two laws": {
+                "tree": tree([0, 0], 1),
+                "law": jnp.broadcast_to(jnp.arange(2, dtype=jnp.int32), draft.law.shape),
+            },
             "twins": {"siblings": "distinct", "tree": tree([0, 0], 1)},
         }[self.damage]
 

@@ -1,5 +1,6 @@
 """Rules on trees against their papers' procedures, and the laws that tie the rules together."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -144,3 +145,21 @@ def test_traversal_accepts_no_less_than_multi_candidate(shape, siblings):
             )
             assert walked.passed and round_by_round.passed
             assert walked.expected_accepted >= round_by_round.expected_accepted - 1e-12
+
+
+@pytest.mark.parametrize("rule", ["multi_candidate", "traversal"])
+def test_a_distinct_sibling_without_a_law_is_as_good_as_absent(rule):
+    """The first sibling has all of q that float32 resolves; the second is any other token."""
+    proposal = jnp.asarray([[[0.0, -95.0, -120.0]]], jnp.float32)
+    target = jnp.log(jnp.asarray([[[1e-3, 0.9, 0.099]]], jnp.float32))
+    target = jnp.broadcast_to(target, (1, 3, 3))
+    draft = types.draft(
+        jnp.asarray([[0, 1]], jnp.int32),
+        trees.branching((2,)),
+        log_probs=proposal,
+        siblings="distinct",
+    )
+    without = dataclasses.replace(draft, present=jnp.asarray([[True, False]]))
+    made, wanted = (outcome_law(verification.get(rule), d, target) for d in (draft, without))
+    np.testing.assert_allclose(made, wanted)
+    np.testing.assert_allclose(jnp.sum(made, axis=1)[0], jnp.exp(target[0, 0]), atol=2e-3)
