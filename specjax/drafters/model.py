@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from specjax import sampling, trees, types
@@ -132,7 +133,7 @@ class _Propose:
             return depth + 1, cache, drawn
 
         logits, state = memory.catch_up(draft_model, state, context)
-        dtype = jnp.promote_types(logits.dtype, jnp.float32)
+        dtype = np.promote_types(logits.dtype, np.float32)
         log_probs = jnp.zeros((batch, laws, context.target.vocab_size), dtype)
         first = draw(jnp.int32(0), logits, context.active, tokens, present, log_probs)
         depth, cache, (_, tokens, present, log_probs) = jax.lax.while_loop(
