@@ -16,7 +16,7 @@ from absl import flags
 from experiments import compilation
 from specjax import native
 
-__all__ = ["Progress", "parse_flags", "report", "start", "versions"]
+__all__ = ["Progress", "given", "parse_flags", "report", "start", "versions"]
 
 MODEL = flags.DEFINE_string(
     "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id."
@@ -27,6 +27,12 @@ DRAFT = flags.DEFINE_string(
 DRAFT_LENGTH = flags.DEFINE_integer(
     "draft_length", None, "Tokens drafted a step; default by method."
 )
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Longest answer, in tokens; default by binary."
+)
+TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; default by binary.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the requests' keys.")
+BATCH = flags.DEFINE_integer("batch", None, "Rows decoded or verified together.")
 REPEATS = flags.DEFINE_integer("repeats", None, "Timed runs of each; default by binary.")
 JSON = flags.DEFINE_bool("json", False, "End with one JSON object on the last line.")
 COMPILATION_CACHE = flags.DEFINE_string(
@@ -35,6 +41,11 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "Directory of compiled programs, empty for none; by default JAX_COMPILATION_CACHE_DIR, or "
     "`programs` beside the fetched models.",
 )
+
+
+def given(flag: flags.FlagHolder, default: Any) -> Any:
+    """A flag's value, or the binary's own default where it was not given."""
+    return default if flag.value is None else flag.value
 
 
 class Progress:

@@ -21,6 +21,7 @@ from absl import app, flags
 from experiments import binary, certify_cases, certify_draws
 from specjax import types, verification
 
+flags.adopt_module_key_flags(binary)
 _RULES = flags.DEFINE_list(
     "rule", None, "Rules to certify: names, or module:attribute for one of your own; default all."
 )

@@ -25,11 +25,8 @@ _METHOD = flags.DEFINE_string("method", "prompt_lookup", f"One of: {', '.join(me
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A text file with what the user says.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, without the chat template.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Longest answer, in tokens.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of this mass.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the request's key.")
 _GREEDY_DRAFT = flags.DEFINE_bool(
     "greedy_draft", False, "Draft the most probable tokens (--method=model)."
 )
@@ -90,15 +87,15 @@ def config_from_flags() -> Config:
         method=_METHOD.value,
         prompt=prompt,
         raw=_RAW.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        sampling=types.Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value),
-        seed=_SEED.value,
+        max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
+        sampling=types.Sampling(binary.given(binary.TEMPERATURE, 0.0), _TOP_K.value, _TOP_P.value),
+        seed=binary.SEED.value,
         settings=methods.Settings(
             binary.DRAFT_LENGTH.value, binary.DRAFT.value, _GREEDY_DRAFT.value
         ),
         rule=_RULE.value,
         compare=_COMPARE.value,
-        repeats=3 if binary.REPEATS.value is None else binary.REPEATS.value,
+        repeats=binary.given(binary.REPEATS, 3),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 import specjax
@@ -29,10 +30,6 @@ _PROMPTS = flags.DEFINE_string(
 )
 _COUNT = flags.DEFINE_integer("count", 20, "Prompts, spread evenly over the file.")
 _LONGEST = flags.DEFINE_integer("longest_prompt", 256, "Longer prompts, in tokens, are left out.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
-_BATCH = flags.DEFINE_integer("batch", 4, "Rows that a drafter decodes together.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the requests' keys.")
 
 _CHUNK = 64
 
@@ -139,7 +136,7 @@ def run(config: Config) -> dict[str, Any]:
         bundle = specjax.load(config.model)
         jax.block_until_ready(bundle.target.params)
     prompts = choose(bundle, config)
-    keys = list(jax.random.split(jax.random.key(config.seed), len(prompts)))
+    keys = jax.random.split(jax.random.key(config.seed), len(prompts))
     options = {
         "max_new_tokens": config.max_new_tokens,
         "sampling": types.Sampling(config.temperature),
@@ -151,7 +148,7 @@ def run(config: Config) -> dict[str, Any]:
         plain = []
         for row, prompt in enumerate(prompts):
             result = specjax.autoregressive(
-                bundle.target, [prompt], keys=jax.numpy.stack(keys[row : row + 1]), **options
+                bundle.target, [prompt], keys=keys[jnp.asarray([row])], **options
             )
             plain += result.new_tokens
             progress.at(row + 1, len(prompts))
@@ -188,7 +185,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _decode(
-    bundle, drafter, rule, prompts: Sequence, keys: Sequence, config: Config, options: dict
+    bundle, drafter, rule, prompts: Sequence, keys: jax.Array, config: Config, options: dict
 ) -> tuple[list[list[int]], float, float]:
     """The texts, tokens a target step, and seconds; prompts in the reverse order of plain's."""
     texts, new, steps = [], 0, 0
@@ -201,13 +198,13 @@ def _decode(
             bundle.target,
             drafter,
             [prompts[index] for index in batch],
-            keys=jax.numpy.stack([keys[index] for index in batch]),
+            keys=keys[jnp.asarray(batch)],
             rule=rule,
             **options,
         )
         texts += result.new_tokens[: len(order) - first]
         new += sum(map(len, result.new_tokens))
-        steps += int(jax.numpy.sum(result.statistics.target_steps))
+        steps += int(jnp.sum(result.statistics.target_steps))
     return texts[::-1], new / max(steps, 1), time.perf_counter() - began
 
 
@@ -235,10 +232,10 @@ def config_from_flags() -> Config:
         prompts=_PROMPTS.value,
         count=_COUNT.value,
         longest_prompt=_LONGEST.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        temperature=_TEMPERATURE.value,
-        batch=_BATCH.value,
-        seed=_SEED.value,
+        max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 64),
+        temperature=binary.given(binary.TEMPERATURE, 0.8),
+        batch=binary.given(binary.BATCH, 4),
+        seed=binary.SEED.value,
     )
 
 

@@ -19,7 +19,7 @@ from absl import app, flags
 from experiments import binary, measure
 from specjax import trees, types, verification
 
-_BATCH = flags.DEFINE_integer("batch", 8, "Rows.")
+flags.adopt_module_key_flags(binary)
 _LENGTH = flags.DEFINE_integer("length", 8, "K, the chain's draft length.")
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 131072, "V.")
 _EXPANSION = flags.DEFINE_list("expansion", ["4", "3", "4"], "The tree's children by depth.")
@@ -142,8 +142,9 @@ def main(argv: list[str]) -> None:
             expansion = tuple(int(factor) for factor in _EXPANSION.value)
         except ValueError as error:
             raise ValueError(f"--expansion={','.join(_EXPANSION.value)}: {error}") from error
-        repeats = Config.repeats if binary.REPEATS.value is None else binary.REPEATS.value
-        return run(Config(_BATCH.value, _LENGTH.value, _VOCABULARY.value, expansion, repeats))
+        batch = binary.given(binary.BATCH, Config.batch)
+        repeats = binary.given(binary.REPEATS, Config.repeats)
+        return run(Config(batch, _LENGTH.value, _VOCABULARY.value, expansion, repeats))
 
     binary.report(argv, job, table)
 
