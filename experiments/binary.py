@@ -14,7 +14,7 @@ import jax
 from absl import flags
 
 from experiments import compilation
-from specjax import native
+from specjax import native, verification
 
 __all__ = ["Progress", "given", "parse_flags", "report", "start", "versions"]
 
@@ -26,6 +26,9 @@ DRAFT = flags.DEFINE_string(
 )
 DRAFT_LENGTH = flags.DEFINE_integer(
     "draft_length", None, "Tokens drafted a step; default by method."
+)
+RULE = flags.DEFINE_string(
+    "rule", None, f"One of: {', '.join(verification.RULES)}; default by binary."
 )
 MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Longest answer, in tokens; default by binary."

@@ -5,7 +5,8 @@
 prints, for every rule and every kind of draft that it takes, the largest error of the law of texts,
 its total variation, the expected accepted length and the least bound on it. The exit code is 1 when
 a rule that says it is lossless is not. --full certifies more topologies and also holds 10^7 draws
-of `verify` a rule against the enumerated law. --rule=module:attribute certifies a rule of your own.
+of `verify` a rule against the enumerated law. --rule=name,name certifies these rules, and
+--rule=module:attribute one of your own.
 """
 
 import collections
@@ -22,9 +23,6 @@ from experiments import binary, certify_cases, certify_draws
 from specjax import types, verification
 
 flags.adopt_module_key_flags(binary)
-_RULES = flags.DEFINE_list(
-    "rule", None, "Rules to certify: names, or module:attribute for one of your own; default all."
-)
 _FULL = flags.DEFINE_bool("full", False, "More topologies and laws, and draws of every rule.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Random pairs of laws under each warper.")
 _DRAWS = flags.DEFINE_integer(
@@ -207,7 +205,12 @@ def main(argv: list[str]) -> None:
     """Runs what the flags ask for; exit code 1 where a lossless rule is not, 2 for bad input."""
 
     def job():
-        names = _RULES.value or [*verification.RULES, "specjax.verification.lossy:typical"]
+        given = binary.RULE.value
+        names = (
+            given.split(",")
+            if given
+            else [*verification.RULES, "specjax.verification.lossy:typical"]
+        )
         rules = [rule_of(name) for name in names]
         draws = _DRAWS.value if _DRAWS.value is not None else 10_000_000 * _FULL.value
         made.update(run(rules, _FULL.value, _SEEDS.value, draws))

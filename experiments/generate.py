@@ -30,9 +30,6 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of thi
 _GREEDY_DRAFT = flags.DEFINE_bool(
     "greedy_draft", False, "Draft the most probable tokens (--method=model)."
 )
-_RULE = flags.DEFINE_string(
-    "rule", None, f"One of: {', '.join(verification.RULES)}; default by method."
-)
 _COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
 
 
@@ -93,7 +90,7 @@ def config_from_flags() -> Config:
         settings=methods.Settings(
             binary.DRAFT_LENGTH.value, binary.DRAFT.value, _GREEDY_DRAFT.value
         ),
-        rule=_RULE.value,
+        rule=binary.RULE.value,
         compare=_COMPARE.value,
         repeats=binary.given(binary.REPEATS, 3),
     )

@@ -28,6 +28,7 @@ __all__ = [
     "earlier_siblings",
     "from_parents",
     "from_paths",
+    "most_siblings",
     "parents",
     "paths",
 ]
@@ -140,6 +141,13 @@ def dynamic(traced_parents: jax.Array, max_depth: int) -> Tree:
     The caller promises `0 <= parents[:, n-1] < n`; what is traced cannot be checked here.
     """
     return Tree(traced_parents=traced_parents, static_parents=None, max_depth=max_depth)
+
+
+def most_siblings(tree: Tree) -> int:
+    """The most children that a node has, or could have in a dynamic tree; at least 1."""
+    if tree.static_parents is None:
+        return max(tree.size, 1)
+    return max(int(np.bincount(np.asarray(tree.static_parents, int), minlength=1).max()), 1)
 
 
 def parents(tree: Tree) -> jax.Array:

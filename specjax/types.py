@@ -287,7 +287,7 @@ def draft(
             f"there are {needed}; give law[B, N]"
         )
     if sibling_laws is None:
-        sibling_laws = 1 if log_probs is not None else _most_siblings(tree)
+        sibling_laws = 1 if log_probs is not None else trees.most_siblings(tree)
     if siblings == "distinct" and sibling_laws > 1:
         raise ValueError(
             f"sibling_laws={sibling_laws}: siblings drawn without replacement share one law"
@@ -307,12 +307,6 @@ def draft(
         missing = jnp.pad(~present, ((0, 0), (1, 0)))
         present = ~jnp.any(trees.ancestors(tree)[:, 1:] & missing[:, None, :], axis=-1)
     return Draft(tokens, present, tree, log_probs, law, siblings, sibling_laws, passengers)
-
-
-def _most_siblings(tree: trees.Tree) -> int:
-    if tree.static_parents is None:
-        return max(tree.size, 1)
-    return int(np.bincount(np.asarray(tree.static_parents, int), minlength=1).max())
 
 
 @struct.dataclass

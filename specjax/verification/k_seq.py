@@ -61,12 +61,12 @@ def _factors(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array
     row = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def shares(laws, factor):
-        """Σ q where q < p/ρ and Σ p elsewhere, so that β = first + second/ρ: a pass over laws."""
+        """Σ q where q ≤ p/ρ and Σ p elsewhere, so that β = first + second/ρ: a pass over laws."""
 
         def share(given):
             row, node, law, factor = given
             target, proposal = jnp.exp(laws[0][row, node]), jnp.exp(laws[1][row, law])
-            whole = proposal * factor < target
+            whole = proposal * factor <= target
             return (
                 jnp.sum(jnp.where(whole, proposal, 0.0)),
                 jnp.sum(jnp.where(whole, 0.0, target)),
@@ -126,7 +126,9 @@ def _fixed_point(function, point):
     """The point, which solves x = function(x), with the derivatives of that solution."""
     value, slope = jax.jvp(function, (point,), (jnp.ones_like(point),))
     slope, kept = jax.lax.stop_gradient((slope, value))
-    return point + (value - kept) / (1 - slope)
+    # Where the curve touches the diagonal the solution has no derivative.
+    crosses = slope < 1
+    return point + jnp.where(crosses, (value - kept) / jnp.where(crosses, 1 - slope, 1.0), 0.0)
 
 
 def _check(draft: types.Draft) -> None:

@@ -92,7 +92,11 @@ def transformer():
             {"sampling": types.Sampling(logit_bias=np.zeros(3))},
             r"logit_bias has shape \(3,\)",
         ),
-        ([[1]], {"rule": "tokn"}, "unknown rule 'tokn'; known: block, match, token"),
+        (
+            [[1]],
+            {"rule": "tokn"},
+            "unknown rule 'tokn'; known: block, coupled, k_seq, match, multi_candidate, token",
+        ),
         ([[1]], {"rule": "token"}, "use rule='match'"),
         (np.asarray([[1, 2]]), {"lengths": [3]}, r"lengths\[0\]=3"),
         ([[1]], {"lengths": [1]}, "lengths belong to an array"),

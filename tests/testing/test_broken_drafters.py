@@ -24,7 +24,7 @@ def test_the_whole_of_the_broken_ones_passes():
 
 
 def kept(state, model, count):
-    """The state of a model drafter that keeps this many of the entries it fed."""
+    """The state of a model drafter that keeps this many entries: the root's, and those it fed."""
     return dataclasses.replace(
         state,
         cache=model.commit(state.cache, None, count),
@@ -35,7 +35,7 @@ def kept(state, model, count):
 
 def keep_rejected(params, state, context, draft, verdict, output):
     del draft, verdict, output
-    count = jnp.where(context.active, state.fed, 0)
+    count = jnp.where(context.active, 1 + state.fed, 0)
     after = kept(state, params.model, count)
     # It believes that it holds the text, and what it holds is something else.
     return dataclasses.replace(after, seen=jnp.minimum(after.seen, context.length - 1))
@@ -43,14 +43,14 @@ def keep_rejected(params, state, context, draft, verdict, output):
 
 def keep_one_too_few(params, state, context, draft, verdict, output):
     del draft, output
-    count = jnp.where(context.active, jnp.minimum(verdict.count, state.fed), 0)
+    count = jnp.where(context.active, 1 + jnp.minimum(verdict.count, state.fed), 0)
     after = kept(state, params.model, jnp.maximum(count - 1, 0))
     return dataclasses.replace(after, seen=state.seen + count)
 
 
 def keep_accepted_of_row_zero(params, state, context, draft, verdict, output):
     del draft, output
-    count = jnp.where(context.active, jnp.minimum(verdict.count, state.fed), 0)
+    count = jnp.where(context.active, 1 + jnp.minimum(verdict.count, state.fed), 0)
     after = kept(state, params.model, jnp.where(count > 0, count[0], 0))
     return dataclasses.replace(after, seen=state.seen + count)
 

@@ -74,7 +74,11 @@ class Sampled:
                 "tree": tree([0, 0], 1),
                 "law": jnp.broadcast_to(jnp.arange(2, dtype=jnp.int32), draft.law.shape),
             },
-            "twins": {"siblings": "distinct", "tree": tree([0, 0], 1)},
+            "twins": {
+                "siblings": "distinct",
+                "tree": tree([0, 0], 1),
+                "law": jnp.zeros_like(draft.law),
+            },
         }[self.damage]
 
 
