@@ -105,7 +105,9 @@ def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
         # Enumeration multiplies the laws of draws; that the draws have them is seen by drawing.
         count = draws if draws or rule.draw is None else _FEW_DRAWS
         if count:
-            with binary.Progress(f"drawing {count:,} times by {rule.name}"):
+            drawing = binary.Progress(f"drawing {count:,} times by {rule.name}")
+            # As decoding draws, in single precision.
+            with drawing, jax.enable_x64(False):
                 report["draws"] += certify_draws.rows(rule, count)
     report["passed"] = all(row["passed"] for row in (*rows, *report["draws"]) if row["lossless"])
     return report

@@ -78,6 +78,7 @@ class Sampled:
                 "siblings": "distinct",
                 "tree": tree([0, 0], 1),
                 "law": jnp.zeros_like(draft.law),
+                "tokens": jnp.broadcast_to(draft.tokens[:, :1], draft.tokens.shape),
             },
         }[self.damage]
 
