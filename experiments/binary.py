@@ -95,6 +95,8 @@ def report(
 ) -> None:
     """Runs a binary and prints its report; bad input ends in one line and exit code 2.
 
+    A report with `passed`, false, ends with exit code 1.
+
     Args:
       argv: what the flags left: the program's name.
       run: reads the flags and returns the report, ready for JSON.
@@ -116,6 +118,8 @@ def report(
     print(f"\n{table(made)}", file=sys.stderr if JSON.value else sys.stdout, flush=True)
     if JSON.value:
         print(json.dumps(made, allow_nan=False))
+    if not made.get("passed", True):
+        sys.exit(1)
 
 
 def start() -> float:

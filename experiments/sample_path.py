@@ -11,7 +11,6 @@ noise makes the texts equal. The exit code is 1 if one differs.
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -241,15 +240,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; exit code 1 where a text differs, 2 for bad input."""
-
-    def job():
-        made.update(run(config_from_flags()))
-        return made
-
-    made: dict[str, Any] = {}
-    binary.report(argv, job, table)
-    if not made["passed"]:
-        sys.exit(1)
+    binary.report(argv, lambda: run(config_from_flags()), table)
 
 
 if __name__ == "__main__":
