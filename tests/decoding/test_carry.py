@@ -44,7 +44,7 @@ def loop(target, drafter, rule, batch):
     return str(lowered.compile().as_text())
 
 
-@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.exhaustive), 16])
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("chosen", TARGETS)
 def test_no_step_copies_a_cache(chosen, name, batch):

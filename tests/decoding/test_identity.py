@@ -16,7 +16,8 @@ from specjax.models import policy, recurrent
 VOCAB = 6
 EOS = 5
 PROMPTS = [[1, 2, 3], [4], [0, 0, 1, 2, 3, 4, 0, 1], [2, 1]]
-TARGETS = ["tabular", "recurrent", "transformer"]
+# The table is also what whole decodes of every drafter are checked on.
+TARGETS = [pytest.param("tabular", marks=pytest.mark.exhaustive), "recurrent", "transformer"]
 # One value a prompt: a greedy row, and rows that switch a warper off, stand among the others.
 WARPERS: dict[str, Any] = {
     "temperature": [1.6, 0.0, 2.5, 2.0],
@@ -144,7 +145,7 @@ def test_ratio_rules_at_temperature_zero_write_the_greedy_text(kind, rule):
         assert result.new_tokens == plain.new_tokens, name
 
 
-@pytest.mark.parametrize("batch", [4, 9])
+@pytest.mark.parametrize("batch", [4, pytest.param(9, marks=pytest.mark.exhaustive)])
 def test_where_whole_numbers_have_64_bits(batch):
     """Few rows are written one by one, many together."""
     with jax.enable_x64(True):

@@ -1,16 +1,10 @@
-"""Decodes by every ratio rule with every drafter that fits it, against the enumerated law.
-
-A quarter of a million each; SPECJAX_TEST_DECODES asks for more, 1000000 for what the chains get.
-"""
-
-import os
+"""Decodes by every ratio rule with every drafter that fits it, against the enumerated law."""
 
 import pytest
 
 from specjax import drafters
 from tests.decoding import test_law as law
 
-DECODES = int(os.environ.get("SPECJAX_TEST_DECODES", 2 * law.BATCH))
 TARGET, DRAFT = law.MODELS["tabular"]
 _, OTHER = law.MODELS["recurrent"]
 DRAFTERS = {
@@ -35,11 +29,11 @@ FITS = {
 
 @pytest.mark.parametrize("name, rule", [(name, rule) for name in FITS for rule in FITS[name]])
 def test_decodes_have_the_law_of_the_target(name, rule):
-    statistics = law.checked(TARGET, DRAFTERS[name], rule, DECODES, law.PLAIN)
+    statistics = law.checked(TARGET, DRAFTERS[name], rule, law.DECODES, law.PLAIN)
     law.assert_unequal_acceptance(statistics)
 
 
 @pytest.mark.parametrize("rule", ["multi_candidate", "traversal"])
 def test_warped_decodes_of_a_union_have_the_warped_law_of_the_target(rule):
-    statistics = law.checked(TARGET, DRAFTERS["union"], rule, 2 * law.BATCH, law.WARPED)
+    statistics = law.checked(TARGET, DRAFTERS["union"], rule, law.DECODES, law.WARPED)
     law.assert_unequal_acceptance(statistics)
