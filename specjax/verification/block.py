@@ -67,11 +67,10 @@ def _surplus(draft: types.Draft, target_log_probs: jax.Array, weight: jax.Array)
         after, proposal = target_log_probs[row, node], draft.log_probs[row, law]
         return jnp.sum(jnp.maximum(weight * jnp.exp(after) - jnp.exp(proposal), 0.0))
 
-    row, node = jnp.meshgrid(
-        jnp.arange(batch, dtype=jnp.int32), jnp.arange(1, size, dtype=jnp.int32), indexing="ij"
-    )
-    given = [leaf.reshape(-1) for leaf in (row, node, jnp.maximum(law, 0), weight)]
-    sampled = kernel.sums(surplus, given, target_log_probs.shape[2]).reshape(law.shape)
+    row = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    node = jnp.arange(1, size, dtype=jnp.int32)[None]
+    given = row, node, jnp.maximum(law, 0), weight
+    sampled = kernel.sums(surplus, given, target_log_probs.shape[2])
     # Against a one-hot law only the drafted token's mass is lost.
     certain = weight * -jnp.expm1(kernel.parent_laws(draft, target_log_probs)[:, 1:])
     return jnp.pad(jnp.where(law < 0, certain, sampled), ((0, 0), (0, 1)))

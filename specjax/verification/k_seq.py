@@ -72,12 +72,8 @@ def _factors(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array
                 jnp.sum(jnp.where(whole, 0.0, target)),
             )
 
-        at = jnp.broadcast_to(jnp.asarray(nodes, jnp.int32)[None], law.shape)
-        given = jnp.broadcast_to(row, law.shape), at, jnp.maximum(law, 0), factor
-        flat = [leaf.reshape(-1) for leaf in given]
-        vocab_size = target_log_probs.shape[2]
-        drafted, wanted = kernel.sums(share, flat, vocab_size)
-        return drafted.reshape(law.shape), wanted.reshape(law.shape)
+        given = row, jnp.asarray(nodes, jnp.int32)[None], jnp.maximum(law, 0), factor
+        return kernel.sums(share, given, target_log_probs.shape[2])
 
     def tries(drafted, wanted, factor):
         powers = jnp.broadcast_to((1 - drafted - wanted / factor)[:, :, None], (*law.shape, most))

@@ -5,11 +5,13 @@ earlier siblings were not, and the residual law wherever the walk may stop. Ever
 so that the certificate runs through the code that decodes.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax import sampling, trees, types
 
@@ -192,16 +194,24 @@ def sums(function: Callable[..., Any], given: Any, vocab_size: int) -> Any:
 
     Args:
       function: of a pytree of scalars or rows, to a pytree of scalars.
-      given: pytree of [n, …].
+      given: pytree of [B, n, …], where B and n may be 1 for the same everywhere.
       vocab_size: V.
 
     Returns:
-      A pytree of [n].
+      A pytree of [B, n].
     """
-    count, at_once = jax.tree.leaves(given)[0].shape[0], max(1, _AT_ONCE // vocab_size)
-    if count <= at_once:
-        return jax.vmap(function)(given)
-    return jax.lax.map(function, given, batch_size=None if at_once == 1 else at_once)
+    shape = np.broadcast_shapes(*(leaf.shape[:2] for leaf in jax.tree.leaves(given)))
+
+    def flat(leaf):
+        rest = leaf.shape[2:]
+        return jnp.broadcast_to(leaf, (*shape, *rest)).reshape(-1, *rest)
+
+    given, at_once = jax.tree.map(flat, given), max(1, _AT_ONCE // vocab_size)
+    if math.prod(shape) <= at_once:
+        found = jax.vmap(function)(given)
+    else:
+        found = jax.lax.map(function, given, batch_size=None if at_once == 1 else at_once)
+    return jax.tree.map(lambda leaf: leaf.reshape(shape), found)
 
 
 def normalised(left: jax.Array, law: jax.Array, rejected: jax.Array) -> jax.Array:

@@ -210,11 +210,8 @@ def _sums(draft, target_log_probs, row, parent, weight, laws, taken, gone):
             return total, jnp.ones_like(total)
         return total, jnp.sum(jnp.where(here, drawn, 0.0))
 
-    shape = weight.shape
-    places = jnp.broadcast_to(row, shape), jnp.broadcast_to(parent, shape)
-    given = *places, weight, jnp.maximum(laws, 0), taken, gone
-    flat = [leaf.reshape(-1, *leaf.shape[2:]) for leaf in given]
-    return tuple(found.reshape(shape) for found in kernel.sums(sums, flat, vocab_size))
+    given = row, parent, weight, jnp.maximum(laws, 0), taken, gone
+    return kernel.sums(sums, given, vocab_size)
 
 
 def _probability(draft, row, law, token):
