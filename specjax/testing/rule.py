@@ -86,10 +86,13 @@ def _answers(rule, keys, length, draft, target, weight):
         draft.log_probs, target
     )
     batch, size = draft.tokens.shape
-    nodes = [jnp.full((batch,), node, jnp.int32) for node in range(size + 1)]
+
+    def residual(node):
+        return rule.residual(draft, target, jnp.broadcast_to(node, (batch,)))
+
     return {
         "accept": rule.accept(draft, target),
-        "residual": jnp.stack([rule.residual(draft, target, node) for node in nodes], axis=1),
+        "residual": jax.vmap(residual, out_axes=1)(jnp.arange(size + 1, dtype=jnp.int32)),
         "law": law,
         "gradients": gradients,
         "verdict": verification.verify(rule, keys, length, draft, target),
