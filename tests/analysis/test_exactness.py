@@ -13,7 +13,8 @@ from specjax.verification import block, k_seq, kernel, match, multi_candidate, t
 from tests.verification import kinds
 
 _RULES = sorted(verification.RULES)
-_RAGGED = trees.from_parents((0, 0, 1, 1, 2, 5))
+# Three siblings, of which the first two may be alike.
+_RAGGED = trees.from_parents((0, 0, 1, 1, 1, 5))
 
 
 def random_laws(seed, depth, concentration=1.0, vocab_size=3, dtype=jnp.float32):
