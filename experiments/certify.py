@@ -71,8 +71,14 @@ def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     refused: dict[tuple[types.VerificationRule, str, str], str] = {}
     todo = list(certify_cases.cases(rules, full))
+    shape = None
     with binary.Progress(f"certifying {len(rules)} rules") as progress:
         for number, case in enumerate(todo):
+            if case.shape != shape:
+                # No other shape needs these programs, and thousands of them exhaust the memory
+                # mappings of a process.
+                jax.clear_caches()
+                shape = case.shape
             if (case.rule, case.shape, case.kind) in refused:
                 continue
             try:
@@ -82,6 +88,8 @@ def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
                 continue
             rows += [_row(case, warper, certificate) for warper, certificate in found]
             progress.at(number + 1, len(todo))
+    order = [rule.name for rule in rules]
+    rows.sort(key=lambda row: order.index(row["rule"]))
     report: dict[str, Any] = {
         "versions": binary.versions(),
         "certificates": rows,

@@ -80,16 +80,18 @@ class Case:
 
 
 def cases(rules: Sequence[types.VerificationRule], full: bool) -> Iterator[Case]:
-    """Every combination that may make sense; a rule refuses the drafts that it cannot take."""
-    shapes = list(_SHAPES) if full else _QUICK
-    for rule in rules:
-        for shape in shapes:
-            for kind in _KINDS:
-                is_chain = trees.from_parents(_SHAPES[shape][0]).is_chain
-                if kind in (("distinct", "traced tree") if is_chain else ("coupled",)):
-                    # A chain's siblings are always distinct, and noise has one winner.
-                    continue
-                for dtype in ("float32", "float64"):
+    """Every combination that may make sense; a rule refuses the drafts that it cannot take.
+
+    Rules go in turns, since they share programs.
+    """
+    for shape in _SHAPES if full else _QUICK:
+        is_chain = trees.from_parents(_SHAPES[shape][0]).is_chain
+        for kind in _KINDS:
+            if kind in (("distinct", "traced tree") if is_chain else ("coupled",)):
+                # A chain's siblings are always distinct, and noise has one winner.
+                continue
+            for dtype in ("float32", "float64"):
+                for rule in rules:
                     yield Case(rule, shape, kind, dtype)
 
 
