@@ -116,7 +116,12 @@ def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
             # As decoding draws, in single precision.
             with drawing, jax.enable_x64(False):
                 report["draws"] += certify_draws.rows(rule, count)
-    report["passed"] = all(row["passed"] for row in (*rows, *report["draws"]) if row["lossless"])
+    order_kept = report["traversal"]
+    report["passed"] = (
+        all(row["passed"] for row in (*rows, *report["draws"]) if row["lossless"])
+        and all(row["expected_accepted"] <= row["bound"] + 1e-5 for row in rows if row["lossless"])
+        and (order_kept is None or order_kept["no_less"] == order_kept["pairs"])
+    )
     return report
 
 

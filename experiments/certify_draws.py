@@ -54,6 +54,9 @@ def _p_value(rule, tree, siblings, draws: int) -> float:
         keys = jax.random.split(jax.random.key(batch), size)
         cells = _draw(rule, tree, siblings, target, proposal, keys)
         counts += np.bincount(np.asarray(cells), minlength=law.size)
+    if counts[law == 0].any():
+        # What cannot happen did.
+        return 0.0
     wanted = law / law.sum() * counts.sum()
     small = wanted < 5
     seen, wanted = (np.append(values[~small], values[small].sum()) for values in (counts, wanted))

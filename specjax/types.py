@@ -210,8 +210,9 @@ class Draft:
     Attributes:
       tokens: int32[B, N], of nodes 1…N.
       present: bool[B, N]; an absent node is neither verified nor counted. A node may be absent
-        because of the prefix, its ancestors or its earlier siblings, never because of its own token
-        (that would be lossy).
+        because of the prefix and of tokens drawn before it (its ancestors' above all), never
+        because of its own token (that would be lossy), and of its earlier siblings' only where they
+        are `distinct`.
       tree: the topology.
       log_probs: [B, R, V], the proposal's laws; R is 0 when every node is deterministic.
       law: int32[B, N], the row of `log_probs` each node was drawn from; −1 for a deterministic node
@@ -259,11 +260,12 @@ def draft(
       log_probs: [B, R, V]; None for a deterministic draft, which then needs `vocab_size`.
       law: int32[B, N]; by default the parent's index, or −1 everywhere for a deterministic draft.
       present: bool[B, N]; descendants of an absent node become absent too.
-      siblings, sibling_laws, passengers: as in `Draft`; by default siblings share one law, and
-        deterministic ones have one each.
+      siblings, sibling_laws, passengers: as in `Draft`; by default siblings share one law where no
+        `law` says otherwise, and have one each where it might, as deterministic ones do.
 
     Raises:
-      ValueError: shapes that do not agree, or an unknown `siblings`.
+      ValueError: shapes that do not agree, laws of less than single precision, or an unknown
+        `siblings`.
     """
     batch, size = tokens.shape
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -279,6 +281,11 @@ def draft(
         raise ValueError(
             f"log_probs[B, R, V] has shape {log_probs.shape}, but tokens[B, N] have B={batch}"
         )
+    if log_probs is not None and jnp.finfo(log_probs.dtype).bits < 32:
+        raise ValueError(
+            f"log_probs[B, R, V] are of dtype {log_probs.dtype}, in which no law sums to 1: cast "
+            "them to float32 and normalise them before tokens are drawn"
+        )
     rows = 0 if log_probs is None else log_probs.shape[1]
     needed = size if tree.static_parents is None else max(tree.static_parents, default=-1) + 1
     if law is None and 0 < rows < needed:
@@ -287,7 +294,8 @@ def draft(
             f"there are {needed}; give law[B, N]"
         )
     if sibling_laws is None:
-        sibling_laws = 1 if log_probs is not None else trees.most_siblings(tree)
+        is_shared = siblings == "distinct" or (log_probs is not None and law is None)
+        sibling_laws = 1 if is_shared else trees.most_siblings(tree)
     if siblings == "distinct" and sibling_laws > 1:
         raise ValueError(
             f"sibling_laws={sibling_laws}: siblings drawn without replacement share one law"

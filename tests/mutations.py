@@ -186,8 +186,8 @@ MUTATIONS = [
     Mutation(
         "rounds: absent siblings cost a round",
         "verification/rounds.py",
-        "mine = mine & (present & (law >= 0))[:, :, None]",
-        "mine = mine & (law >= 0)[:, :, None]",
+        "price = jnp.where(present, cost / jnp.where(present, mass, 1.0), 0.0)",
+        "price = cost / jnp.where(mass > 0, mass, 1.0)",
         TREES + " static and multi_candidate and independent",
     ),
     Mutation(

@@ -1,5 +1,6 @@
-"""Exactness by enumeration, where two decodes part, and trees to look at."""
+"""Exactness by enumeration, acceptance by replay, where two decodes part, trees to look at."""
 
+from specjax.analysis import replay
 from specjax.analysis.acceptance import accepted_of, expected_accepted, survival
 from specjax.analysis.certificates import Certificate, certify, certify_many
 from specjax.analysis.divergence import Divergence, first_divergence
@@ -19,6 +20,7 @@ __all__ = [
     "outcome_law",
     "plot_tree",
     "random_law",
+    "replay",
     "survival",
     "tree_text",
     "warped_law",

@@ -259,6 +259,8 @@ def every_draft(
         gone = jnp.any(earlier[:, :, :, None] & drawn, axis=2)
         left = jnp.sum(jnp.where(gone, 0.0, jnp.exp(log_probs[row, law])), axis=-1)
         present = present & (left > 0)
+        # Before the division, or a gradient would be NaN.
+        left = jnp.where(left > 0, left, 1.0)
         left = jnp.where(jnp.take_along_axis(gone, drafted[:, :, None], 2)[:, :, 0], jnp.inf, left)
     # Every deterministic child is a law of its own.
     laws_of = collections.defaultdict(list)

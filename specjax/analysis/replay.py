@@ -74,8 +74,13 @@ class Record:
         Raises:
           ValueError: the record cannot answer this; the message says why.
         """
-        target_temperature = self.temperature if target_temperature is None else target_temperature
-        draft_temperature = target_temperature if draft_temperature is None else draft_temperature
+        if target_temperature is None:
+            target_temperature = self.temperature
+        if draft_temperature is None:
+            draft_temperature = target_temperature
+        target_temperature, draft_temperature = map(
+            _in_single_precision, (target_temperature, draft_temperature)
+        )
         for name, asked, held in (
             ("target", target_temperature, self.target),
             ("draft", draft_temperature, self.draft),
@@ -111,6 +116,11 @@ class Record:
         if not sums:
             raise ValueError(f"no text is as long as length={length}")
         return _estimate(np.asarray(sums), np.asarray(weights) if weighted else None)
+
+
+def _in_single_precision(temperature: Any) -> float:
+    """The shortest decimal number that float32 takes for the same: `Sampling` holds no other."""
+    return float(str(np.float32(temperature)))
 
 
 def _estimate(values: np.ndarray, weights: np.ndarray | None) -> Estimate:
@@ -173,7 +183,7 @@ def record(
     Raises:
       ValueError: a text at temperature 0, from which no ratio can be estimated.
     """
-    own = float(np.asarray(asked.temperature))
+    own = _in_single_precision(asked.temperature)
     for name, given in (
         ("temperature", [own]),
         ("target_temperatures", target_temperatures),
@@ -185,8 +195,8 @@ def record(
                 "how far guesses agree"
             )
     wanted = {
-        "target": (target, sorted({own, *map(float, target_temperatures)})),
-        "draft": (draft_model, sorted({own, *map(float, draft_temperatures)})),
+        "target": (target, sorted({own, *map(_in_single_precision, target_temperatures)})),
+        "draft": (draft_model, sorted({own, *map(_in_single_precision, draft_temperatures)})),
     }
     found: dict[str, dict[float, list[np.ndarray]]] = {
         name: {temperature: [] for temperature in temperatures}

@@ -1,6 +1,7 @@
 """A tree of one draft model's guesses (SpecInfer: Miao et al. 2024, arXiv 2305.09781)."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -136,6 +137,11 @@ class _Propose:
         keys = jax.vmap(lambda key: jax.vmap(lambda node: jax.random.fold_in(key, node))(index))
         keys = keys(step_keys).reshape(batch * parents, factor)
         left = law.reshape(-1, vocab_size)
+        if not self.greedy:
+            # What rounds to nothing in the law's own dtype is nothing, as verification sees it; it
+            # would be drawn once an earlier sibling has taken all else. One nat of margin, since
+            # no two programs round alike.
+            left = jnp.where(left > math.log(jnp.finfo(law.dtype).tiny) + 1, left, -jnp.inf)
         drawn = []
         for place in range(factor):
             if self.greedy:
@@ -143,8 +149,6 @@ class _Propose:
                 token = jnp.where(ends, -1, sampling.greedy(left))
             else:
                 token = sampling.categorical(keys[:, place], left)
-                # What rounds to nothing in the law's own dtype is nothing, as verification sees it.
-                token = jnp.where(jnp.exp(jnp.max(left, axis=-1)) > 0, token, -1)
             drawn.append(token)
             if not self.replacement:
                 row = jnp.arange(left.shape[0], dtype=jnp.int32)

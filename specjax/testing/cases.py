@@ -23,13 +23,15 @@ class Case:
       name: for complaints.
       draft: B rows.
       target: [B, N+1, V], the target's laws, natural logs.
-      certifies: whether `analysis.certify` can enumerate its drafts.
+      topology: the static tree of which `analysis.certify` can enumerate such drafts.
+      sources: as `certify` takes them; −1 for a deterministic node, otherwise 0.
     """
 
     name: str
     draft: types.Draft
     target: jax.Array
-    certifies: bool
+    topology: trees.Tree
+    sources: tuple[int, ...]
 
 
 def every_kind(
@@ -45,20 +47,18 @@ def every_kind(
         name = f"a chain of {tree.size}" if tree.is_chain else f"tree {tree.static_parents}"
         kinds = ["sampled", "deterministic", "partly deterministic"]
         for kind in [*kinds, "coupled" if tree.is_chain else "distinct"]:
-            certifies = kind != "partly deterministic"
-            yield _case(
-                random, f"{kind} drafts on {name}", kind, tree, vocab_size, batch, certifies
-            )
+            drafted = f"{kind} drafts on {name}"
+            yield _case(random, drafted, kind, tree, tree, vocab_size, batch)
         if not tree.is_chain:
             rows = np.tile(np.asarray(tree.static_parents, np.int32), (batch, 1))
             # Every other row is a chain, as far as the depth allows.
             rows[1::2] = np.minimum(np.arange(tree.size), tree.max_depth - 1)
             traced = trees.dynamic(jnp.asarray(rows), tree.max_depth)
             name = f"sampled drafts on dynamic trees of {tree.size}"
-            yield _case(random, name, "sampled", traced, vocab_size, batch, False)
+            yield _case(random, name, "sampled", traced, tree, vocab_size, batch)
 
 
-def _case(random, name, kind, tree, vocab_size: int, batch: int, certifies: bool) -> Case:
+def _case(random, name, kind, tree, topology, vocab_size: int, batch: int) -> Case:
     size = tree.size
     target, proposal = (_laws(random, (batch, size + 1, vocab_size)) for _ in range(2))
     rows = np.arange(batch)
@@ -81,9 +81,12 @@ def _case(random, name, kind, tree, vocab_size: int, batch: int, certifies: bool
             if row % 8 == 6 and kind != "distinct" or law.sum() == 0:
                 law[:] = 1
             tokens[row, node] = random.choice(vocab_size, p=law / law.sum())
-    law = parents.copy()
+    sources = np.zeros(size, int)
     if kind == "partly deterministic":
-        law[:, ::2] = -1
+        sources[::2] = -1
+    elif kind == "deterministic":
+        sources[:] = -1
+    law = np.where(sources < 0, -1, parents)
     is_drawn = kind != "deterministic"
     draft = types.draft(
         jnp.asarray(tokens),
@@ -93,18 +96,20 @@ def _case(random, name, kind, tree, vocab_size: int, batch: int, certifies: bool
         present=jnp.asarray(present),
         vocab_size=vocab_size,
         siblings=kind if kind in ("distinct", "coupled") else "independent",
-        sibling_laws=_laws_of_siblings(tree) if kind == "partly deterministic" else None,
+        sibling_laws=_laws_of_siblings(topology, sources),
     )
-    return Case(name, draft, jnp.asarray(target), certifies)
+    return Case(name, draft, jnp.asarray(target), topology, tuple(sources.tolist()))
 
 
-def _laws_of_siblings(tree: trees.Tree) -> int:
-    """Laws among the children of one node when every other node is deterministic."""
-    assert tree.static_parents is not None
-    parents = np.asarray(tree.static_parents)
-    certain = [int(np.sum(parents[::2] == parent)) for parent in range(tree.size)]
-    drawn = [int(np.any(parents[1::2] == parent)) for parent in range(tree.size)]
-    return max(map(sum, zip(certain, drawn, strict=True)))
+def _laws_of_siblings(topology: trees.Tree, sources: np.ndarray) -> int:
+    """The most laws among the children of one node; every deterministic child has its own."""
+    assert topology.static_parents is not None
+    parents = np.asarray(topology.static_parents)
+    counts = [
+        np.sum(sources[parents == parent] < 0) + np.any(sources[parents == parent] >= 0)
+        for parent in set(topology.static_parents)
+    ]
+    return int(max(counts))
 
 
 def _laws(random, shape) -> np.ndarray:

@@ -227,12 +227,21 @@ class _Check:
         batch = len(self.rows)
         request, state = self.driver.begin(self.rows)
         keys = jax.random.split(self.crowd_key, (_CROWD, batch))
-        many = [
-            self.driver.draft(dataclasses.replace(request, keys=keys[index]), state)
-            for index in range(_CROWD)
-        ]
-        crowd = jax.tree.map(lambda *leaves: np.concatenate(leaves), *many)
-        for complaint in (drafts.hidden_choice(crowd, batch), drafts.miscalibration(crowd)):
+        steps = ([], [])
+        for index in range(_CROWD):
+            asked, after = dataclasses.replace(request, keys=keys[index]), state
+            for made in steps:
+                after = self.driver.step_of_all(
+                    self.target, self.driver.drafter.params, asked, after
+                )
+                made.append(jax.device_get(after.drafter.draft))
+        crowd, later = (
+            jax.tree.map(lambda *leaves: np.concatenate(leaves), *made) for made in steps
+        )
+        complaints = [drafts.hidden_choice(crowd, batch), drafts.miscalibration(crowd)]
+        if crowd.siblings != "coupled":
+            complaints.append(drafts.repetition(crowd, later))
+        for complaint in complaints:
             self.demand(complaint is None, f"{_CROWD} drafts of each text: {complaint}")
 
     def text(self):

@@ -10,7 +10,7 @@ import numpy as np
 from specjax import trees, types
 from specjax.testing import chance
 
-__all__ = ["difference", "fault", "hidden_choice", "miscalibration"]
+__all__ = ["difference", "fault", "hidden_choice", "miscalibration", "repetition"]
 
 
 def fault(draft: types.Draft, vocab_size: int, tolerance: float) -> str | None:
@@ -158,8 +158,8 @@ def _law(draft: types.Draft, row: int, index: int) -> np.ndarray | None:
 def hidden_choice(draft: types.Draft, texts: int) -> str | None:
     """Whether a drawn node is present in one row and absent in another that had drawn alike so far.
 
-    Then the node's own token decided, or a draw that no law knows of. Rows whose numbers agree
-    modulo `texts` draft for one text, under keys of their own.
+    Then the node's own token decided, or a sibling's, or a draw that no law knows of. Rows whose
+    numbers agree modulo `texts` draft for one text, under keys of their own.
     """
     parents = _parents(draft)
     shown = np.where(draft.present, draft.tokens, -1)
@@ -169,7 +169,10 @@ def hidden_choice(draft: types.Draft, texts: int) -> str | None:
         for row in range(draft.tokens.shape[0]):
             if draft.law[row, index] < 0:
                 continue
-            before = (row % texts, tuple(shown[row, :index]), tuple(parents[row, :node]))
+            drawn = shown[row, :index]
+            if draft.siblings != "distinct":
+                drawn = np.where(parents[row, :index] == parents[row, index], -1, drawn)
+            before = (row % texts, tuple(drawn), tuple(parents[row, :node]))
             answers[before].setdefault(bool(draft.present[row, index]), row)
         for (_, tokens, _), rows in answers.items():
             if len(rows) > 1:
@@ -177,33 +180,48 @@ def hidden_choice(draft: types.Draft, texts: int) -> str | None:
                 return (
                     f"after the same drafted tokens {[int(token) for token in tokens]} node {node} "
                     f"is present as token {own[0]} and absent as token {own[1]}; presence may "
-                    "depend on what was drawn before a node, never on its own token"
+                    "depend on what was drawn before a node, never on its own token, nor on its "
+                    "siblings' unless they are distinct"
                 )
     return None
+
+
+def _law_as_drawn(draft: types.Draft, row: int, index: int) -> np.ndarray | None:
+    """Probabilities [V] given a node's earlier siblings; None for a deterministic node."""
+    law = _law(draft, row, index)
+    if law is not None and draft.siblings == "distinct":
+        earlier = _earlier_siblings(draft, row, index + 1)
+        law[draft.tokens[row, [other - 1 for other in earlier]]] = 0.0
+        law /= law.sum()
+    return law
 
 
 def miscalibration(draft: types.Draft) -> str | None:
     """Whether tokens came too often, or too seldom, for the laws named as their nodes'.
 
-    Counted by token and by how likely it is among its law's. The rows draft under keys of their
-    own.
+    Counted by token, by how likely it is among its law's, and, over all nodes, by its probability:
+    a law that is sharper or flatter than it says shows best there. The rows draft under keys of
+    their own.
     """
     vocab_size = draft.log_probs.shape[2]
+    # The probability of what was drawn over the largest, and what it was to be.
+    height, expected_height, variance_of_height, drawn = 0.0, 0.0, 0.0, 0
     for node in range(1, draft.tokens.shape[1] + 1):
         index = node - 1
         counts, expected, variance = np.zeros((3, 2, vocab_size))
         for row in np.flatnonzero(draft.present[:, index]).tolist():
-            law = _law(draft, row, index)
+            law = _law_as_drawn(draft, row, index)
             if law is None:
                 continue
-            if draft.siblings == "distinct":
-                earlier = _earlier_siblings(draft, row, node)
-                law[draft.tokens[row, [other - 1 for other in earlier]]] = 0.0
-                law /= law.sum()
             token, order = draft.tokens[row, index], np.argsort(-law, kind="stable")
             counts[[0, 1], [token, int(np.argmax(order == token))]] += 1
             both = np.stack([law, law[order]])
             expected, variance = expected + both, variance + both * (1 - both)
+            share = law / law.max()
+            mean = float(law @ share)
+            height, drawn = height + float(share[token]), drawn + 1
+            expected_height += mean
+            variance_of_height += float(law @ share**2) - mean**2
         surprise = chance.surprise(counts, expected, variance)
         way, worst = np.unravel_index(np.argmax(surprise), surprise.shape)
         if surprise[way, worst] > chance.LIMIT:
@@ -213,4 +231,39 @@ def miscalibration(draft: types.Draft) -> str | None:
                 f"node {node} is {name} in {int(counts[way, worst])} of {int(counts[0].sum())} "
                 f"drafts, where by its laws {expected[way, worst]:.1f} were to be expected"
             )
+    total = (np.asarray(value) for value in (height, expected_height, max(variance_of_height, 0.0)))
+    if chance.surprise(*total) > chance.LIMIT_ALONE:
+        return (
+            f"what {drawn} nodes drew has {height / drawn:.3f} of its law's largest probability in "
+            f"the mean, where by the laws {expected_height / drawn:.3f} was to be expected"
+        )
+    return None
+
+
+def repetition(first: types.Draft, second: types.Draft) -> str | None:
+    """Whether nodes of a later draft take after those of an earlier one under the same keys.
+
+    Every step draws afresh, so that a node equals any earlier one as often as its law says.
+    """
+    size = first.tokens.shape[1]
+    equal, expected, variance = np.zeros((3, size, size))
+    for index in range(size):
+        for row in np.flatnonzero(second.present[:, index]).tolist():
+            law = _law_as_drawn(second, row, index)
+            if law is None:
+                continue
+            earlier = first.present[row] & (first.law[row] >= 0)
+            chance_of = np.where(earlier, law[first.tokens[row]], 0.0)
+            equal[index] += earlier & (first.tokens[row] == second.tokens[row, index])
+            expected[index] += chance_of
+            variance[index] += chance_of * (1 - chance_of)
+    surprise = chance.surprise(equal, expected, variance)
+    later, earlier = np.unravel_index(np.argmax(surprise), surprise.shape)
+    if surprise[later, earlier] > chance.LIMIT:
+        return (
+            f"node {later + 1} is the token that node {earlier + 1} was a step before in "
+            f"{int(equal[later, earlier])} drafts, where by its laws "
+            f"{expected[later, earlier]:.1f} were to be expected: the same noise serves two steps, "
+            "which only drafts that say siblings='coupled' may do"
+        )
     return None

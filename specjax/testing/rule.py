@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import analysis, trees, types, verification
+from specjax import analysis, sampling, trees, types, verification
+from specjax.analysis import laws
 from specjax.testing import cases, chance, static
+from specjax.verification import kernel
 
 __all__ = ["check_rule"]
 
@@ -66,8 +68,8 @@ def check_rule(
         check.properties(case, is_first=not taken)
         taken += 1
         # Draws that are coupled to the draft have another law, which only some rules tell.
-        told = case.draft.siblings != "coupled" or rule.draw is None or rule.draw_law is not None
-        if case.certifies and told:
+        if case.draft.siblings != "coupled" or rule.draw is None or rule.draw_law is not None:
+            check.frequencies(case)
             report.append(check.certificate(case))
     if not taken:
         raise ValueError(f"rule {rule.name!r} refuses every draft: {'; '.join(refusals)}")
@@ -108,6 +110,27 @@ def _mapped(rule, *given):
 
     verdict = jax.vmap(functools.partial(verification.verify, rule))(*jax.tree.map(halves, given))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), verdict)
+
+
+@functools.partial(jax.jit, static_argnames=("rule",))
+def _law_of_drafts(rule, draft, target):
+    """P(drafted tokens, stop, next token) of the first row's chain: [V^N, N+1, V]."""
+    tokens = jnp.asarray(laws.digits(draft.log_probs.shape[2], draft.tree.size))
+
+    def repeated(leaf):
+        return jnp.broadcast_to(leaf[:1], (tokens.shape[0], *leaf.shape[1:]))
+
+    draft, target = jax.tree.map(repeated, (draft, target))
+    draft = dataclasses.replace(draft, tokens=tokens)
+    drafted = jnp.exp(jnp.sum(kernel.node_log_probs(draft), axis=1))
+    return drafted[:, None, None] * analysis.outcome_law(rule, draft, target)
+
+
+@jax.jit
+def _coupled_tokens(keys, length, draft):
+    """A chain's tokens, drawn with the target's own noise from the laws that they name."""
+    position = length[:, None] + jnp.arange(draft.tree.size, dtype=jnp.int32)[None]
+    return sampling.draw_target(keys, position, draft.log_probs[:, : draft.tree.size])
 
 
 class _Check:
@@ -166,7 +189,6 @@ class _Check:
                 f"{gradient[tuple(bad[0])] if len(bad) else 0} at {bad[:1].tolist()}",
             )
         self.dead_ends(case)
-        self.frequencies(case)
         if is_first:
             self.programs(case, answers["verdict"])
 
@@ -253,36 +275,56 @@ class _Check:
         )
 
     def frequencies(self, case):
-        """Verdicts come as often as the outcome law says, for the one generic row."""
-        if case.draft.siblings == "coupled":
-            # The law is that of a draft made of the target's own noise, which this one is not.
-            return
+        """Verdicts come as often as the outcome law says, for the one generic row.
+
+        A coupled draft is made anew for every verdict, with its keys: then the law is that of the
+        drafted tokens too.
+        """
 
         def everywhere(leaf):
             return jnp.broadcast_to(leaf[cases.GENERIC : cases.GENERIC + 1], leaf.shape)
 
         draft, target = jax.tree.map(everywhere, (case.draft, case.target))
+        coupled = draft.siblings == "coupled"
         same = dataclasses.replace(case, draft=draft, target=target)
-        counts = np.zeros(case.target.shape[1:])
+        if coupled:
+            law = np.asarray(_law_of_drafts(self.rule, draft, target), np.float64)
+        else:
+            law = self.answers(same, self.keys[0])["law"][:1].astype(np.float64)
+        counts = np.zeros(law.shape)
         for keys in self.keys:
+            number = np.zeros(self.batch, int)
+            if coupled:
+                tokens = _coupled_tokens(keys, self.length, draft)
+                same = dataclasses.replace(same, draft=dataclasses.replace(draft, tokens=tokens))
+                number = np.ravel_multi_index(
+                    tuple(np.asarray(tokens).T), (self.vocab_size,) * draft.tree.size
+                )
             verdict = self.answers(same, keys)["verdict"]
             path = np.pad(verdict.path, ((0, 0), (1, 0)))
             stop = np.take_along_axis(path, verdict.count[:, None], axis=1)[:, 0]
-            np.add.at(counts, (stop, verdict.next_token), 1)
-        law = self.answers(same, self.keys[0])["law"][0].astype(np.float64)
-        count = counts.sum()
+            np.add.at(counts, (number, stop, verdict.next_token), 1)
+        self.as_expected(case, counts.sum(axis=0), law.sum(axis=0), "")
+        for number in range(len(law)) if coupled else ():
+            drafted = np.unravel_index(number, (self.vocab_size,) * draft.tree.size)
+            after = f" after the draft {[int(token) for token in drafted]}"
+            self.as_expected(case, counts[number], law[number], after)
+
+    def as_expected(self, case, counts, law, after):
+        """Demands counts [N+1, V] of outcomes that their law allows."""
+        count = len(self.keys) * self.batch
         surprise = chance.surprise(counts, count * law, count * law * (1 - law))
         node, token = np.unravel_index(np.argmax(surprise), surprise.shape)
         self.demand(
             surprise[node, token] < chance.LIMIT,
-            f"{case.name}: {int(counts[node, token])} of {int(count)} verdicts stop at node "
-            f"{node} with token {token}, and by the outcome law "
-            f"{count * law[node, token]:.1f} were to be expected",
+            f"{case.name}: {int(counts[node, token])} of {count} verdicts stop at node {node} with "
+            f"token {token}{after}, and by the outcome law {count * law[node, token]:.1f} were to "
+            "be expected",
         )
 
     def certificate(self, case) -> str:
         """Certifies a kind of draft under laws sharp and flat; gives a line on the worst."""
-        tree = case.draft.tree
+        tree = case.topology
         depth = tree.max_depth
         found = []
         for index, concentration in enumerate((1.0, 0.3, 3.0, 1.0, 0.3, 3.0)):
@@ -301,20 +343,26 @@ class _Check:
                 jnp.where(end[:, None], -jnp.inf, law)
                 for end, law in zip(ends, target, strict=True)
             ]
-            given = [] if case.draft.is_deterministic else [proposal]
-            siblings = case.draft.siblings
             found.append(
                 analysis.certify(
-                    self.rule, tree, target, *given, siblings=siblings, absent=stops[:depth]
+                    self.rule,
+                    tree,
+                    target,
+                    *([] if case.draft.is_deterministic else [proposal]),
+                    sources=case.sources,
+                    siblings=case.draft.siblings,
+                    absent=stops[:depth],
+                    traced=case.draft.tree.static_parents is None,
                 )
             )
-        walk = max(certificate.walk_error for certificate in found)
+        # numpy's maximum, to which a NaN is no small number.
+        walk = np.max([certificate.walk_error for certificate in found])
         self.demand(
             walk <= 1e-6,
             f"{case.name}: the product of acceptances and residuals is off by {walk:.3g} from the "
             "enumeration of flags or draws",
         )
-        worst = max(found, key=lambda certificate: certificate.error)
+        worst = found[int(np.argmax([certificate.error for certificate in found]))]
         off = f"off by {worst.error:.3g}, {worst.total_variation:.3g} in total variation"
         self.demand(
             worst.passed or not self.rule.lossless,

@@ -17,6 +17,8 @@ __all__ = ["typical"]
 def typical(epsilon: float = 0.09, delta: float = 0.3) -> types.VerificationRule:
     """**Lossy**: accepts what the target finds likely enough, p(x) > min(ε, δ·exp(−H(p))).
 
+    Each pair of numbers is a rule, hence a program, of its own.
+
     Of all paths of accepted tokens the longest is taken, ties to the first; then a token is drawn
     from the target's law. H is the entropy in nats of the law after the parent.
 

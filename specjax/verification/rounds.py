@@ -145,7 +145,7 @@ def _round(draft, target_log_probs, state, nodes, hand_down: bool, asked: bool) 
     holds = (laws == law[:, :, None]) | (laws < 0)
     slot = jnp.argmax(holds, axis=-1).astype(jnp.int32)
     mine = jnp.arange(draft.sibling_laws, dtype=jnp.int32)[None, None] == slot[:, :, None]
-    mine = mine & (present & (law >= 0))[:, :, None]
+    mine = mine & (law >= 0)[:, :, None]
     laws = jnp.where(mine, law[:, :, None], laws)
     taken = taken + jnp.where(mine, price[:, :, None], 0.0)
     state = dataclasses.replace(

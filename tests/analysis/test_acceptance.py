@@ -80,6 +80,19 @@ def test_enumeration_is_differentiable(rule, shape):
         np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("rule", ["multi_candidate", "traversal"])
+def test_distinct_siblings_that_end_with_the_support_leave_the_gradient_finite(rule):
+    tree = trees.from_parents((0, 0, 0))
+
+    def length(logits):
+        proposal = [jax.nn.log_softmax(logits, axis=-1)]
+        return analysis.expected_accepted(rule, tree, random_laws(3, 2), proposal, "distinct")
+
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.grad(length))(jnp.asarray([[0.3, 0.1, -jnp.inf]]))
+        assert jnp.all(jnp.isfinite(gradient)) and jnp.any(gradient != 0)
+
+
 @pytest.mark.parametrize("rule", ["token", "block"])
 def test_text_gives_a_gradient_at_a_full_vocabulary(rule):
     log_p = jnp.log(jnp.asarray([[0.5, 0.2, 0.4, 0.3]]))

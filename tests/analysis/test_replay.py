@@ -93,6 +93,15 @@ def test_what_the_record_cannot_answer(record, rule, options, message):
         record.expected_accepted("token", 100)
 
 
+def test_a_temperature_is_known_by_the_number_that_was_given():
+    """0.8 is no number of single precision, which `Sampling` holds."""
+    texts = written(TARGET, 0.8, count=2, length=8)
+    held = replay.record(TARGET, DRAFT, texts, types.Sampling(0.8), target_temperatures=(0.8,))
+    assert list(held.target) == list(held.draft) == [0.8]
+    estimate = held.expected_accepted("token", 2, target_temperature=0.8)
+    assert estimate == held.expected_accepted("token", 2)
+
+
 def test_greedy_text_tells_no_ratio():
     with pytest.raises(ValueError, match="record_agreement"):
         replay.record(TARGET, DRAFT, [([1], [2])], types.Sampling(0.0))

@@ -152,10 +152,13 @@ def test_no_model():
         drafters.tree(None)  # pyright: ignore[reportArgumentType]
 
 
-def test_at_a_low_temperature_a_second_sibling_is_not_drawn_from_what_rounds_to_nothing():
-    """After the first token the draft's law holds e⁻⁹⁵; the text keeps the target's law."""
+@pytest.mark.parametrize("second, third", [(-9.5, -12.0), (-8.75, -8.72)])
+def test_at_a_low_temperature_a_second_sibling_is_not_drawn_from_what_rounds_to_nothing(
+    second, third
+):
+    """After the first token the draft's law holds e⁻⁹⁵, or e⁻⁸⁷·²; the target's law is kept."""
     target = models.tabular_model(0.1 * jnp.log(jnp.asarray([1e-9, 0.9, 0.1, 1e-9])))
-    drafter = drafters.tree(models.tabular_model(jnp.asarray([0.0, -9.5, -12.0, -30.0])), (2,))
+    drafter = drafters.tree(models.tabular_model(jnp.asarray([0.0, second, third, -30.0])), (2,))
     rows = 2000
     for rule in ("multi_candidate", "traversal", "match"):
         result = specjax.generate(

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from specjax import decoding, drafters, testing, trees, types
+from specjax import decoding, drafters, sampling, testing, trees, types
 from tests.testing import toys
 
 WHOLE = drafters.model(toys.tabular(1), 2)
+COUPLED = drafters.model(toys.tabular(1), 2, coupled=True)
 
 
 def check(drafter, **options):
@@ -120,6 +122,48 @@ def test_a_broken_draft_is_found(damage, complaint):
 def test_siblings_in_another_order_or_by_another_law_are_found(how):
     with pytest.raises(AssertionError, match="drafter 'pair': .* drafts, where by its laws"):
         check(toys.pair(*how))
+
+
+@dataclasses.dataclass(frozen=True)
+class SharpLaws:
+    """Draws from its laws, and says that they are sharper."""
+
+    def __call__(self, params, state, context, keys):
+        draft, state = WHOLE.propose(params, state, context, keys)
+        return dataclasses.replace(
+            draft, log_probs=jax.nn.log_softmax(1.35 * draft.log_probs, axis=-1)
+        ), state
+
+
+@dataclasses.dataclass(frozen=True)
+class SameDraws:
+    """Derives its keys as if every text had one length; or from the target's own noise."""
+
+    coupled: bool
+
+    def __call__(self, params, state, context, keys):
+        if self.coupled:
+            draft, state = COUPLED.propose(params, state, context, keys)
+            return dataclasses.replace(draft, siblings="independent"), state
+        with unittest.mock.patch.object(sampling, "derive", _at_one_length):
+            return WHOLE.propose(params, state, context, keys)
+
+
+def _at_one_length(keys, stream, position, derive=sampling.derive):
+    return derive(keys, stream, jnp.zeros_like(position))
+
+
+@pytest.mark.parametrize(
+    "propose, complaint",
+    [
+        (SharpLaws(), "drew has 0.* of its law's largest probability in the mean"),
+        (SameDraws(False), "the token that node . was a step before in .* the same noise serves"),
+        (SameDraws(True), "the token that node 2 was a step before in .* the same noise serves"),
+    ],
+)
+def test_draws_that_only_look_right_are_found(propose, complaint):
+    with pytest.raises(AssertionError, match=f"drafter 'model': .*{complaint}"):
+        check(dataclasses.replace(WHOLE, propose=propose))
 
 
 def test_features_of_the_wrong_node_are_found():

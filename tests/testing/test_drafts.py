@@ -63,6 +63,23 @@ def test_differences_are_told(name, place, value, complaint):
     assert drafts.difference(found, 1 - row, draft(), 1 - row, 0.1) is None
 
 
+def test_a_sibling_may_decide_only_where_siblings_are_distinct():
+    """Node 2 is present in the first row alone, after another first sibling."""
+    rows = dataclasses.replace(
+        draft(),
+        tokens=np.asarray([[0, 1, 2], [1, 2, 0]], np.int32),
+        present=np.asarray([[True, True, False], [True, False, False]]),
+    )
+    found = drafts.hidden_choice(rows, 1)
+    assert found is not None and "node 2 is present as token 1 and absent as token 2" in found
+    assert drafts.hidden_choice(dataclasses.replace(rows, siblings="distinct"), 1) is None
+
+
+def test_what_cannot_happen_is_an_infinite_surprise():
+    counts, expected = np.asarray([1, 0]), np.zeros(2)
+    np.testing.assert_array_equal(chance.surprise(counts, expected, expected), [np.inf, 0])
+
+
 def test_other_parents_are_a_difference():
     other = dataclasses.replace(draft(), tree=trees.from_parents((0, 0, 2)))
     assert drafts.difference(other, 0, draft(), 0, 0.1) == "node 3 has parent 2, not 1"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from specjax import testing, trees, types, verification
-from specjax.verification import block, kernel, match, token
+from specjax.verification import block, coupled, kernel, match, multi_candidate, token
 
 CHAIN, TREE = trees.chain(2), trees.from_parents((0, 0, 2))
 
@@ -16,17 +16,18 @@ CHAIN, TREE = trees.chain(2), trees.from_parents((0, 0, 2))
 def test_rule_keeps_the_contract(name):
     report = testing.check_rule(verification.get(name), jax.random.key(30))
     lines = report.splitlines()
-    # Chains and trees, sampled, certain, coupled or distinct, as far as the rule takes them.
-    counts = {"match": 5, "multi_candidate": 3, "traversal": 3, "k_seq": 2}
-    assert len(lines) == counts.get(name, 1)
+    # Chains and trees, sampled, certain, partly certain, coupled, distinct or dynamic, as far as
+    # the rule takes them.
+    counts = {"match": 8, "multi_candidate": 6, "traversal": 6, "k_seq": 4, "coupled": 1}
+    assert len(lines) == counts.get(name, 2)
     assert all(f"rule '{name}'" in line and ": exact; " in line for line in lines)
 
 
 # What breaks the contract.
 
 
-def check(rule, tree=CHAIN):
-    return testing.check_rule(rule, jax.random.key(31), tree=tree, batch=16)
+def check(rule, tree=CHAIN, batch=16):
+    return testing.check_rule(rule, jax.random.key(31), tree=tree, batch=batch)
 
 
 def unclipped(draft, target_log_probs):
@@ -97,6 +98,28 @@ def colder(keys, length, draft, target_log_probs):
     return match.draw(keys, length, draft, jax.nn.log_softmax(2 * target_log_probs, axis=-1))
 
 
+def greedy_draw(keys, length, draft, target_log_probs):
+    del keys, length, draft
+    return jnp.argmax(target_log_probs, axis=-1).astype(jnp.int32)
+
+
+def uncoupled_draw(keys, length, draft, target_log_probs):
+    return match.draw(keys, length + 1000, draft, target_log_probs)
+
+
+def careless_where_traced(draft, target_log_probs):
+    """Token's acceptance, earlier siblings forgotten, on dynamic trees alone."""
+    if draft.tree.static_parents is not None:
+        return multi_candidate.accept(draft, target_log_probs)
+    return token.accept(draft, target_log_probs)
+
+
+def generous_to_certain_nodes(draft, target_log_probs):
+    accept = multi_candidate.accept(draft, target_log_probs)
+    certain = (draft.law < 0) & (accept > 0)
+    return jnp.where(certain, jnp.sqrt(jnp.where(certain, accept, 1.0)), accept)
+
+
 def keys_of_others(keys, length, draft, target_log_probs):
     return match.draw(keys[jnp.arange(length.shape[0])[::-1]], length, draft, target_log_probs)
 
@@ -151,6 +174,18 @@ def refuse(draft):
             CHAIN,
             "row .: .* is . under vmap, and . otherwise",
         ),
+        (
+            multi_candidate.rule,
+            {"accept": careless_where_traced},
+            trees.from_parents((0, 0)),
+            "dynamic trees of 2: the law of texts",
+        ),
+        (
+            multi_candidate.rule,
+            {"accept": generous_to_certain_nodes},
+            trees.from_parents((0, 0)),
+            "partly deterministic drafts .*: the law of texts",
+        ),
         (match.rule, {"draw": bytes_of_draws}, CHAIN, r"draw does not give int32\[16, 3\]"),
     ],
 )
@@ -159,6 +194,12 @@ def test_a_broken_rule_is_found(rule, changes, tree, complaint):
         # As outside these tests, where numbers of unequal kinds mix without a word.
         with jax.numpy_dtype_promotion("standard"):
             check(dataclasses.replace(rule, **changes), tree)
+
+
+@pytest.mark.parametrize("draw", [greedy_draw, uncoupled_draw])
+def test_draws_that_are_not_coupled_to_the_draft_are_found(draw):
+    with pytest.raises(AssertionError, match="coupled drafts on .* verdicts stop at node"):
+        check(dataclasses.replace(coupled.rule, draw=draw), batch=64)
 
 
 def test_a_rule_whose_functions_are_made_anew_is_found():

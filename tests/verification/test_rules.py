@@ -196,6 +196,38 @@ def test_drafts_coupled_to_the_target_are_refused(rule):
         verification.check(verification.get(rule), draft)
 
 
+@pytest.mark.parametrize("rule", ["multi_candidate", "traversal"])
+def test_siblings_whose_laws_are_named_may_each_have_one_of_their_own(rule):
+    """Of a union's draft nothing need be said but which node has which law."""
+    laws = [_law(seed, 4) for seed in range(3)]
+    tokens = jnp.asarray(np.stack(np.meshgrid(range(4), range(4)), -1).reshape(-1, 2), jnp.int32)
+    log_probs = jnp.broadcast_to(jnp.stack(laws[:2])[None], (16, 2, 4))
+    law = jnp.broadcast_to(jnp.asarray([[0, 1]], jnp.int32), (16, 2))
+    draft = types.draft(tokens, trees.branching((2,)), log_probs=log_probs, law=law)
+    target = jnp.broadcast_to(laws[2], (16, 3, 4))
+    drawn = jnp.exp(jnp.sum(jnp.take_along_axis(log_probs, tokens[:, :, None], 2), axis=(1, 2)))
+    made = drawn[:, None, None] * outcome_law(verification.get(rule), draft, target)
+    first = jnp.sum(made[:, 0], axis=0)
+    for node in range(2):
+        first = first.at[tokens[:, node]].add(jnp.sum(made[:, node + 1], axis=-1))
+    np.testing.assert_allclose(first, jnp.exp(laws[2]), atol=1e-6)
+    with pytest.raises(verification.RefusedDraftError, match="from several laws"):
+        verification.check(verification.get("k_seq"), draft)
+
+
+def _law(seed, vocab_size):
+    return jax.nn.log_softmax(jax.random.normal(jax.random.key(seed), (vocab_size,)))
+
+
+def test_laws_of_less_than_single_precision_are_refused():
+    with pytest.raises(ValueError, match="log_probs.* bfloat16.*cast them to float32"):
+        types.draft(
+            jnp.zeros((1, 1), jnp.int32),
+            trees.chain(1),
+            log_probs=jnp.zeros((1, 1, 1), jnp.bfloat16),
+        )
+
+
 def test_rules_by_name():
     chain = types.draft(
         jnp.zeros((1, 2), jnp.int32), trees.chain(2), log_probs=jnp.zeros((1, 3, 4))
