@@ -350,6 +350,8 @@ class VerificationRule:
         everywhere at a dead end. In the dtype of the laws.
       residual: `(draft, target_log_probs, node[B]) -> [B,V]`, log-law of the next token when the
         walk stops at `node`; −inf everywhere at a dead end.
+      prepare: None, or `(draft, target_log_probs) -> pytree` of what both need, made once;
+        `accept` and `residual` then take it as their last argument. `judge` calls all three.
       draw: None, or `(keys[B], length[B], draft, target_log_probs) -> int32[B,N+1]`, the target's
         token after each node; a node is then accepted when it equals the draw at its parent, and
         the next token is the draw where the walk stops. `accept` and `residual` still give the law,
@@ -361,11 +363,23 @@ class VerificationRule:
 
     name: str
     check: Callable[[Draft], None]
-    accept: Callable[[Draft, jax.Array], jax.Array]
-    residual: Callable[[Draft, jax.Array, jax.Array], jax.Array]
+    accept: Callable[..., jax.Array]
+    residual: Callable[..., jax.Array]
+    prepare: Callable[[Draft, jax.Array], Any] | None = None
     draw: Callable[[jax.Array, jax.Array, Draft, jax.Array], jax.Array] | None = None
     draw_law: Callable[[Draft, jax.Array], jax.Array] | None = None
     lossless: bool = True
+
+    def judge(
+        self, draft: Draft, target_log_probs: jax.Array
+    ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """The acceptances [B, N], and the residual as a function of node[B]."""
+        given = () if self.prepare is None else (self.prepare(draft, target_log_probs),)
+
+        def residual(node: jax.Array) -> jax.Array:
+            return self.residual(draft, target_log_probs, node, *given)
+
+        return self.accept(draft, target_log_probs, *given), residual
 
 
 @struct.dataclass

@@ -70,8 +70,8 @@ MUTATIONS = [
     Mutation(
         "residual from the root",
         KERNEL,
-        "residual = rule.residual(draft, target_log_probs, stop)",
-        "residual = rule.residual(draft, target_log_probs, 0 * stop)",
+        "categorical(residual_keys, residual(stop))",
+        "categorical(residual_keys, residual(0 * stop))",
         "tests/verification/test_draws.py million and token",
     ),
     # match

@@ -183,9 +183,9 @@ def _outcomes(rule, drafts, after):
     def one(pair):
         draft, after = pair
         kernel.check(rule, draft)
-        accept = rule.accept(draft, after)
+        accept, residual = rule.judge(draft, after)
         stop = outcomes.stops(draft, accept)
-        law = stop[:, :, None] * outcomes.residuals(rule, draft, after)
+        law = stop[:, :, None] * outcomes.residuals(draft, residual)
         walked = law
         if rule.draw is None:
             walked_stop = outcomes.stops_of_flags(draft, accept)

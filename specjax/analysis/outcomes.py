@@ -36,8 +36,8 @@ def outcome_law(
       RefusedDraftError: the rule cannot take the draft.
     """
     kernel.check(rule, draft)
-    stop = stops(draft, rule.accept(draft, target_log_probs))
-    return stop[:, :, None] * residuals(rule, draft, target_log_probs)
+    accept, residual = rule.judge(draft, target_log_probs)
+    return stops(draft, accept)[:, :, None] * residuals(draft, residual)
 
 
 def enumerated_law(
@@ -46,8 +46,8 @@ def enumerated_law(
     """`outcome_law`, summed over all 2^N flags or all V^(N+1) draws through `resolve`."""
     if rule.draw is not None:
         return law_of_draws(rule, draft, target_log_probs)[0]
-    stop = stops_of_flags(draft, rule.accept(draft, target_log_probs))
-    return stop[:, :, None] * residuals(rule, draft, target_log_probs)
+    accept, residual = rule.judge(draft, target_log_probs)
+    return stops_of_flags(draft, accept)[:, :, None] * residuals(draft, residual)
 
 
 def stops(draft: types.Draft, accept: jax.Array) -> jax.Array:
@@ -106,15 +106,16 @@ def _sum_over(weigh: Callable[[jax.Array], jax.Array], base: int, count: int) ->
     )
 
 
-def residuals(
-    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
-) -> jax.Array:
-    """The law of the next token wherever the walk may stop: [B, N+1, V]."""
+def residuals(draft: types.Draft, residual: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The law of the next token wherever the walk may stop: [B, N+1, V].
+
+    Args:
+      draft: the proposal.
+      residual: as `VerificationRule.judge` gives it.
+    """
 
     def at(node):
-        return rule.residual(
-            draft, target_log_probs, jnp.broadcast_to(node, draft.tokens.shape[:1])
-        )
+        return residual(jnp.broadcast_to(node, draft.tokens.shape[:1]))
 
     node = jnp.arange(draft.tree.size + 1, dtype=jnp.int32)
     return jnp.exp(jax.vmap(at, out_axes=1)(node))

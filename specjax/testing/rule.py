@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import analysis, sampling, trees, types, verification
-from specjax.analysis import laws
+from specjax.analysis import laws, outcomes
 from specjax.testing import cases, chance, static
 from specjax.verification import kernel
 
@@ -87,14 +87,10 @@ def _answers(rule, keys, length, draft, target, weight):
     (_, law), gradients = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
         draft.log_probs, target
     )
-    batch, size = draft.tokens.shape
-
-    def residual(node):
-        return rule.residual(draft, target, jnp.broadcast_to(node, (batch,)))
-
+    accept, residual = rule.judge(draft, target)
     return {
-        "accept": rule.accept(draft, target),
-        "residual": jax.vmap(residual, out_axes=1)(jnp.arange(size + 1, dtype=jnp.int32)),
+        "accept": accept,
+        "residual": outcomes.residuals(draft, residual),
         "law": law,
         "gradients": gradients,
         "verdict": verification.verify(rule, keys, length, draft, target),
@@ -148,7 +144,7 @@ class _Check:
             raise AssertionError(f"rule {self.rule.name!r}: {complaint}")
 
     def functions(self):
-        for name in ("check", "accept", "residual", "draw"):
+        for name in ("check", "accept", "residual", "prepare", "draw", "draw_law"):
             function = getattr(self.rule, name)
             complaint = None if function is None else static.fault(name, function)
             self.demand(complaint is None, complaint)
@@ -231,7 +227,7 @@ class _Check:
             f"{case.name}: residual gives {residual.dtype} of [B, V] = {residual.shape[::2]}, not "
             f"{case.target.dtype} of {shape[::2]}",
         )
-        mass = np.exp(residual.astype(np.float64)).sum(axis=-1)
+        mass = residual.sum(axis=-1, dtype=np.float64)
         stops = np.pad(np.asarray(case.draft.present), ((0, 0), (1, 0)), constant_values=True)
         off = np.isnan(mass) | (stops & ~(np.abs(mass - 1) <= _TOLERANCE))
         for row, node in np.argwhere(off):
@@ -270,7 +266,7 @@ class _Check:
             f"{case.name}: a node is accepted below one after which the target has no token",
         )
         self.demand(
-            np.all(residual[row, dead] == -np.inf),
+            not np.any(residual[row, dead]),
             f"{case.name}: the residual has a token where the target's law has none",
         )
 

@@ -67,4 +67,6 @@ def _uniform(keys: jax.Array, length: jax.Array, count: int) -> jax.Array:
     return ((bits >> jnp.uint32(8)).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)
 
 
-rule = types.VerificationRule("script", _check, match.accept, match.residual, _draw, lossless=False)
+rule = types.VerificationRule(
+    "script", _check, match.accept, match.residual, draw=_draw, lossless=False
+)

@@ -100,4 +100,6 @@ def _check(draft: types.Draft) -> None:
         )
 
 
-rule = types.VerificationRule("coupled", _check, accept, residual, match.draw, draw_law)
+rule = types.VerificationRule(
+    "coupled", _check, accept, residual, draw=match.draw, draw_law=draw_law
+)

@@ -16,22 +16,29 @@ import numpy as np
 from specjax import trees, types
 from specjax.verification import kernel, token
 
-__all__ = ["accept", "residual", "rule"]
+__all__ = ["accept", "prepare", "residual", "rule"]
 
 
-def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+def accept(
+    draft: types.Draft, target_log_probs: jax.Array, prepared: tuple[jax.Array, jax.Array]
+) -> jax.Array:
     """min(1, p(x)/(ρ·q(x))): [B, N]; 0 where q(x) is 0 and at absent nodes."""
     row = jnp.arange(draft.tokens.shape[0], dtype=jnp.int32)[:, None]
-    factor = _factors(draft, target_log_probs)[0][row, trees.parents(draft.tree)]
+    factor = prepared[0][row, trees.parents(draft.tree)]
     ratio = token.log_ratio(draft, target_log_probs) - jnp.log(factor)
     return jnp.exp(jnp.minimum(ratio, 0.0))
 
 
-def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:
+def residual(
+    draft: types.Draft,
+    target_log_probs: jax.Array,
+    node: jax.Array,
+    prepared: tuple[jax.Array, jax.Array],
+) -> jax.Array:
     """norm(p − min(q, p/ρ)·Σ_{j<k} (1 − β)^j), p where the node has no child: log-law [B, V]."""
     draft, target_log_probs = jax.tree.map(jnp.asarray, (draft, target_log_probs))
     row = jnp.arange(node.shape[0], dtype=jnp.int32)
-    factor, tries = (values[row, node] for values in _factors(draft, target_log_probs))
+    factor, tries = (values[row, node] for values in prepared)
     children = kernel.children(draft, node)
     law = target_log_probs[row, node]
     proposal = jnp.exp(kernel.draft_law(draft, 1 + jnp.argmax(children, axis=-1).astype(jnp.int32)))
@@ -41,7 +48,7 @@ def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -
     return kernel.normalised(left, law, jnp.any(children, axis=-1))
 
 
-def _factors(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def prepare(draft: types.Draft, target_log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """ρ and Σ_{j<k} (1 − β)^j of every node: [B, N+1] each; both 1 with less than two children."""
     draft, target_log_probs = jax.tree.map(jnp.asarray, (draft, target_log_probs))
     batch, rows, _ = target_log_probs.shape
@@ -138,4 +145,4 @@ def _check(draft: types.Draft) -> None:
         )
 
 
-rule = types.VerificationRule("k_seq", _check, accept, residual)
+rule = types.VerificationRule("k_seq", _check, accept, residual, prepare)

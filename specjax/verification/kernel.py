@@ -72,14 +72,13 @@ def verify(
         next_token = jnp.take_along_axis(draws, stop[:, None], axis=1)[:, 0]
         return types.Verdict(path, count, next_token, draws)
 
-    accept = rule.accept(draft, target_log_probs)
+    accept, residual = rule.judge(draft, target_log_probs)
     accept_keys = sampling.derive(keys, sampling.Stream.ACCEPT, length)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,), accept.dtype))(accept_keys)
     # Strictly below, so that an acceptance of 0 never accepts, even at a uniform of 0.
     path, count, stop = resolve(draft, uniform < accept)
     residual_keys = sampling.derive(keys, sampling.Stream.RESIDUAL, length)
-    residual = rule.residual(draft, target_log_probs, stop)
-    return types.Verdict(path, count, sampling.categorical(residual_keys, residual))
+    return types.Verdict(path, count, sampling.categorical(residual_keys, residual(stop)))
 
 
 class RefusedDraftError(ValueError):

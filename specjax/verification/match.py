@@ -56,4 +56,4 @@ def _check(draft: types.Draft) -> None:
     del draft
 
 
-rule = types.VerificationRule("match", _check, accept, residual, draw)
+rule = types.VerificationRule("match", _check, accept, residual, draw=draw)

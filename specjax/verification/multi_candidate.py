@@ -15,15 +15,19 @@ from specjax.verification import kernel, rounds
 __all__ = ["accept", "residual", "rule"]
 
 
-def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+def accept(draft: types.Draft, target_log_probs: jax.Array, state: rounds.Rounds) -> jax.Array:
     """min(1, p(x)/q(x)) with p and q as earlier rejections left them: [B, N]; 0 if absent."""
-    return rounds.reject(draft, target_log_probs).accept
+    del draft, target_log_probs
+    return state.accept
 
 
-def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:
+def residual(
+    draft: types.Draft, target_log_probs: jax.Array, node: jax.Array, state: rounds.Rounds
+) -> jax.Array:
     """The last p: log-law [B, V]."""
-    state = rounds.reject(draft, target_log_probs)
     return rounds.remaining(draft, target_log_probs, node, state)
 
 
-rule = types.VerificationRule("multi_candidate", kernel.check_sampled, accept, residual)
+rule = types.VerificationRule(
+    "multi_candidate", kernel.check_sampled, accept, residual, rounds.reject
+)

@@ -16,12 +16,17 @@ import jax.numpy as jnp
 from specjax import trees, types
 from specjax.verification import kernel, rounds
 
-__all__ = ["accept", "residual", "rule"]
+__all__ = ["accept", "prepare", "residual", "rule"]
 
 
-def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
+def accept(
+    draft: types.Draft,
+    target_log_probs: jax.Array,
+    prepared: tuple[types.Draft, rounds.Rounds],
+) -> jax.Array:
     """P(the walk goes through this node | through its parent, not its earlier siblings): [B, N]."""
-    draft, state = _rounds(draft, target_log_probs)
+    del target_log_probs
+    draft, state = prepared
     tree = draft.tree
     row = jnp.arange(draft.tokens.shape[0], dtype=jnp.int32)[:, None]
     parent = trees.parents(tree)
@@ -42,14 +47,19 @@ def accept(draft: types.Draft, target_log_probs: jax.Array) -> jax.Array:
     return jnp.where(possible, jnp.minimum(share, 1.0), 0.0)
 
 
-def residual(draft: types.Draft, target_log_probs: jax.Array, node: jax.Array) -> jax.Array:
+def residual(
+    draft: types.Draft,
+    target_log_probs: jax.Array,
+    node: jax.Array,
+    prepared: tuple[types.Draft, rounds.Rounds],
+) -> jax.Array:
     """norm(max(a·p − Σ c·q, 0)), a the node's weight; p where it has no child: log-law [B, V]."""
-    draft, state = _rounds(draft, target_log_probs)
+    draft, state = prepared
     return rounds.remaining(draft, target_log_probs, node, state)
 
 
-def _rounds(draft: types.Draft, target_log_probs: jax.Array) -> tuple[types.Draft, rounds.Rounds]:
-    """The rounds with weights handed down, and the draft without what lies beyond a dead end."""
+def prepare(draft: types.Draft, target_log_probs: jax.Array) -> tuple[types.Draft, rounds.Rounds]:
+    """The draft without what lies beyond a dead end, and its rounds with weights handed down."""
     ends = jnp.max(target_log_probs, axis=-1) == -jnp.inf
     above = trees.ancestors(draft.tree) & ~jnp.eye(draft.tree.size + 1, dtype=bool)[None]
     beyond = jnp.any(above & ends[:, None, :], axis=-1)[:, 1:]
@@ -57,4 +67,4 @@ def _rounds(draft: types.Draft, target_log_probs: jax.Array) -> tuple[types.Draf
     return draft, rounds.reject(draft, target_log_probs, hand_down=True)
 
 
-rule = types.VerificationRule("traversal", kernel.check_sampled, accept, residual)
+rule = types.VerificationRule("traversal", kernel.check_sampled, accept, residual, prepare)

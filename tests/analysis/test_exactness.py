@@ -10,6 +10,7 @@ import pytest
 
 from specjax import analysis, trees, types, verification
 from specjax.verification import block, k_seq, kernel, match, multi_candidate, token
+from specjax.verification.rounds import reject
 from tests.verification import kinds
 
 _RULES = sorted(verification.RULES)
@@ -264,10 +265,11 @@ def test_pruning_drawn_siblings_by_confidence_fails():
         confident = kernel.node_log_probs(draft) > np.log(0.3)
         return draft.replace(present=draft.present & confident)
 
-    wrong = mistaken(
+    wrong = dataclasses.replace(
         right,
-        accept=lambda draft, target: right.accept(pruned(draft), target),
-        residual=lambda draft, target, node: right.residual(pruned(draft), target, node),
+        accept=lambda draft, target, state: right.accept(pruned(draft), target, state),
+        residual=lambda draft, target, *given: right.residual(pruned(draft), target, *given),
+        prepare=lambda draft, target: reject(pruned(draft), target),
     )
     fails(wrong, trees.branching((2,)), several(1), 0.04)
 

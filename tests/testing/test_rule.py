@@ -107,15 +107,15 @@ def uncoupled_draw(keys, length, draft, target_log_probs):
     return match.draw(keys, length + 1000, draft, target_log_probs)
 
 
-def careless_where_traced(draft, target_log_probs):
+def careless_where_traced(draft, target_log_probs, state):
     """Token's acceptance, earlier siblings forgotten, on dynamic trees alone."""
     if draft.tree.static_parents is not None:
-        return multi_candidate.accept(draft, target_log_probs)
+        return multi_candidate.accept(draft, target_log_probs, state)
     return token.accept(draft, target_log_probs)
 
 
-def generous_to_certain_nodes(draft, target_log_probs):
-    accept = multi_candidate.accept(draft, target_log_probs)
+def generous_to_certain_nodes(draft, target_log_probs, state):
+    accept = multi_candidate.accept(draft, target_log_probs, state)
     certain = (draft.law < 0) & (accept > 0)
     return jnp.where(certain, jnp.sqrt(jnp.where(certain, accept, 1.0)), accept)
 

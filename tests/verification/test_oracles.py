@@ -115,9 +115,9 @@ def test_edges_of_probability_0(rule, name, p, q, expected):
     tree = trees.chain(1)
     draft = types.draft(jnp.zeros((1, 1), jnp.int32), tree, log_probs=jnp.repeat(q, 2, axis=1))
     rule = verification.get(rule)
-    accept = rule.accept(draft, jnp.repeat(p, 2, axis=1))
+    accept, residual = rule.judge(draft, jnp.repeat(p, 2, axis=1))
     np.testing.assert_allclose(accept, [[expected]], rtol=1e-6)
-    residual = rule.residual(draft, jnp.repeat(p, 2, axis=1), jnp.zeros((1,), jnp.int32))
+    residual = residual(jnp.zeros((1,), jnp.int32))
     assert not jnp.any(jnp.isnan(residual))
     np.testing.assert_allclose(jnp.sum(jnp.exp(residual)), 1, rtol=1e-6)
     # Never a token that the target holds impossible.

@@ -141,15 +141,21 @@ def test_acceptance_is_a_probability_and_residuals_are_laws(rule):
     noise = 1e-6 * jax.random.normal(jax.random.key(19), target.shape)
     near = jax.nn.log_softmax(draft.log_probs + noise, axis=-1)
     target = jnp.where(jnp.arange(_BATCH)[:, None, None] % 2 == 0, target, near)
-    accept = jax.jit(rule.accept)(draft, target)
+    accept, residuals = jax.jit(judged, static_argnums=0)(rule, draft, target)
     assert accept.shape == draft.tokens.shape
     assert jnp.all((accept >= 0) & (accept <= 1))
     assert jnp.all(jnp.where(draft.present, 0.0, accept) == 0)
     total = jnp.sum(outcome_law(rule, draft, target), axis=(1, 2))
     np.testing.assert_allclose(total, np.ones(_BATCH), atol=1e-5)
     for node in range(_LENGTH + 1):
-        residual = jax.jit(rule.residual)(draft, target, jnp.full((_BATCH,), node, jnp.int32))
-        np.testing.assert_allclose(jnp.sum(jnp.exp(residual), axis=-1), np.ones(_BATCH), atol=1e-5)
+        total = jnp.sum(jnp.exp(residuals[node]), axis=-1)
+        np.testing.assert_allclose(total, np.ones(_BATCH), atol=1e-5)
+
+
+def judged(rule, draft, target):
+    """The acceptances, and the residual at every node."""
+    accept, residual = rule.judge(draft, target)
+    return accept, [residual(jnp.full((_BATCH,), node, jnp.int32)) for node in range(_LENGTH + 1)]
 
 
 @pytest.mark.parametrize("rule", _RATIO)

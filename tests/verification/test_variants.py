@@ -61,6 +61,15 @@ def problem(seed, kind, rule="token"):
     return requests, (row[:, 0] + seed) % 7, draft, target
 
 
+def acceptance(rule, draft, target):
+    return rule.judge(draft, target)[0]
+
+
+def residual(rule, draft, target, node):
+    """As probabilities: impossible tokens have no distance as logarithms."""
+    return jnp.exp(rule.judge(draft, target)[1](node))
+
+
 class Variants(chex.TestCase):
     @all_variants(with_pmap=False)
     @parameterized.parameters(*_CASES)
@@ -68,16 +77,13 @@ class Variants(chex.TestCase):
         rule = verification.get(name)
         _, length, draft, target = problem(0, kind, name)
         node = length % (_LENGTH + 1)
-        for function, given, static in (
-            (rule.accept, (draft, target), ()),
-            (rule.residual, (draft, target, node), ()),
-            (analysis.outcome_law, (rule, draft, target), (0,)),
+        for function, given in (
+            (acceptance, (rule, draft, target)),
+            (residual, (rule, draft, target, node)),
+            (analysis.outcome_law, (rule, draft, target)),
         ):
-            found = self.variant(function, static_argnums=static)(*given)
+            found = self.variant(function, static_argnums=0)(*given)
             wanted = function(*given)
-            if function is rule.residual:
-                # Impossible tokens have no distance as logarithms.
-                found, wanted = jnp.exp(found), jnp.exp(wanted)
             chex.assert_trees_all_close(found, wanted, atol=1e-6)
 
     @all_variants(with_pmap=False)
@@ -105,10 +111,11 @@ def test_new_values_do_not_compile_again(name, kind):
         return jax.jit(chex.assert_max_traces(function, n=1), static_argnums=static)
 
     verify, outcome_law = once(kernel.verify, 0), once(analysis.outcome_law, 0)
-    accept, residual, resolve = once(rule.accept), once(rule.residual), once(kernel.resolve)
+    accept, remaining = once(acceptance, 0), once(residual, 0)
+    resolve = once(kernel.resolve)
     for seed in range(3):
         keys, length, draft, target = problem(seed, kind, name)
         verify(rule, keys, length, draft, target)
         outcome_law(rule, draft, target)
-        residual(draft, target, length % (_LENGTH + 1))
-        resolve(draft, accept(draft, target) > 0.5)
+        remaining(rule, draft, target, length % (_LENGTH + 1))
+        resolve(draft, accept(rule, draft, target) > 0.5)
