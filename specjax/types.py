@@ -35,19 +35,13 @@ __all__ = [
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A static whole number, as a Python int.
-
-    Raises:
-      ValueError: it is not whole, or below `least`; the message names it.
-    """
+    """A static whole number as a Python int; raises ValueError, naming it, if below `least`."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} must be whole and at least {least}")
     return int(value)
 
 
 def _static(default: Any = dataclasses.MISSING) -> Any:
-    if default is dataclasses.MISSING:
-        return struct.field(pytree_node=False)
     return struct.field(pytree_node=False, default=default)
 
 
@@ -210,9 +204,8 @@ class Draft:
     Attributes:
       tokens: int32[B, N], of nodes 1…N.
       present: bool[B, N]; an absent node is neither verified nor counted. A node may be absent
-        because of the prefix and of tokens drawn before it (its ancestors' above all), never
-        because of its own token (that would be lossy), and of its earlier siblings' only where they
-        are `distinct`.
+        because of the prefix and of tokens drawn before it, never of its own (that would be lossy)
+        and, unless they are `distinct`, never of its siblings'.
       tree: the topology.
       log_probs: [B, R, V], the proposal's laws; R is 0 when every node is deterministic.
       law: int32[B, N], the row of `log_probs` each node was drawn from; −1 for a deterministic node
@@ -283,8 +276,8 @@ def draft(
         )
     if log_probs is not None and jnp.finfo(log_probs.dtype).bits < 32:
         raise ValueError(
-            f"log_probs[B, R, V] are of dtype {log_probs.dtype}, in which no law sums to 1: cast "
-            "them to float32 and normalise them before tokens are drawn"
+            f"log_probs[B, R, V] are {log_probs.dtype}, in which no law sums to 1: cast them to "
+            "float32 and normalise them before tokens are drawn"
         )
     rows = 0 if log_probs is None else log_probs.shape[1]
     needed = size if tree.static_parents is None else max(tree.static_parents, default=-1) + 1
@@ -297,9 +290,7 @@ def draft(
         is_shared = siblings == "distinct" or (log_probs is not None and law is None)
         sibling_laws = 1 if is_shared else trees.most_siblings(tree)
     if siblings == "distinct" and sibling_laws > 1:
-        raise ValueError(
-            f"sibling_laws={sibling_laws}: siblings drawn without replacement share one law"
-        )
+        raise ValueError(f"sibling_laws={sibling_laws}: distinct siblings share one law")
     if siblings not in ("independent", "distinct", "coupled"):
         raise ValueError(f"siblings={siblings!r}; known: 'independent', 'distinct', 'coupled'")
     if log_probs is None:
@@ -351,7 +342,7 @@ class VerificationRule:
       residual: `(draft, target_log_probs, node[B]) -> [B,V]`, log-law of the next token when the
         walk stops at `node`; −inf everywhere at a dead end.
       prepare: None, or `(draft, target_log_probs) -> pytree` of what both need, made once;
-        `accept` and `residual` then take it as their last argument. `judge` calls all three.
+        `accept` and `residual` then take it as their last argument.
       draw: None, or `(keys[B], length[B], draft, target_log_probs) -> int32[B,N+1]`, the target's
         token after each node; a node is then accepted when it equals the draw at its parent, and
         the next token is the draw where the walk stops. `accept` and `residual` still give the law,
@@ -369,17 +360,6 @@ class VerificationRule:
     draw: Callable[[jax.Array, jax.Array, Draft, jax.Array], jax.Array] | None = None
     draw_law: Callable[[Draft, jax.Array], jax.Array] | None = None
     lossless: bool = True
-
-    def judge(
-        self, draft: Draft, target_log_probs: jax.Array
-    ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-        """The acceptances [B, N], and the residual as a function of node[B]."""
-        given = () if self.prepare is None else (self.prepare(draft, target_log_probs),)
-
-        def residual(node: jax.Array) -> jax.Array:
-            return self.residual(draft, target_log_probs, node, *given)
-
-        return self.accept(draft, target_log_probs, *given), residual
 
 
 @struct.dataclass

@@ -36,7 +36,7 @@ def accepted_of(
     """
     rule = verification.get(rule)
     kernel.check(rule, draft)
-    stop = outcomes.stops(draft, rule.judge(draft, target_log_probs)[0])
+    stop = outcomes.stops(draft, kernel.judge(rule, draft, target_log_probs)[0])
     return jnp.sum(stop * trees.depths(draft.tree).astype(stop.dtype), axis=-1)
 
 

@@ -183,7 +183,7 @@ def _outcomes(rule, drafts, after):
     def one(pair):
         draft, after = pair
         kernel.check(rule, draft)
-        accept, residual = rule.judge(draft, after)
+        accept, residual = kernel.judge(rule, draft, after)
         stop = outcomes.stops(draft, accept)
         law = stop[:, :, None] * outcomes.residuals(draft, residual)
         walked = law

@@ -36,7 +36,7 @@ def outcome_law(
       RefusedDraftError: the rule cannot take the draft.
     """
     kernel.check(rule, draft)
-    accept, residual = rule.judge(draft, target_log_probs)
+    accept, residual = kernel.judge(rule, draft, target_log_probs)
     return stops(draft, accept)[:, :, None] * residuals(draft, residual)
 
 
@@ -46,7 +46,7 @@ def enumerated_law(
     """`outcome_law`, summed over all 2^N flags or all V^(N+1) draws through `resolve`."""
     if rule.draw is not None:
         return law_of_draws(rule, draft, target_log_probs)[0]
-    accept, residual = rule.judge(draft, target_log_probs)
+    accept, residual = kernel.judge(rule, draft, target_log_probs)
     return stops_of_flags(draft, accept)[:, :, None] * residuals(draft, residual)
 
 
@@ -111,7 +111,7 @@ def residuals(draft: types.Draft, residual: Callable[[jax.Array], jax.Array]) ->
 
     Args:
       draft: the proposal.
-      residual: as `VerificationRule.judge` gives it.
+      residual: as `verification.judge` gives it.
     """
 
     def at(node):

@@ -87,7 +87,7 @@ def _answers(rule, keys, length, draft, target, weight):
     (_, law), gradients = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
         draft.log_probs, target
     )
-    accept, residual = rule.judge(draft, target)
+    accept, residual = kernel.judge(rule, draft, target)
     return {
         "accept": accept,
         "residual": outcomes.residuals(draft, residual),

@@ -10,7 +10,7 @@ from specjax.verification import (
     token,
     traversal,
 )
-from specjax.verification.kernel import RefusedDraftError, check, children, resolve, verify
+from specjax.verification.kernel import RefusedDraftError, check, children, judge, resolve, verify
 from specjax.verification.rules import RULES, default_rule, get
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "coupled",
     "default_rule",
     "get",
+    "judge",
     "k_seq",
     "lossy",
     "match",

@@ -21,6 +21,7 @@ __all__ = [
     "check_sampled",
     "children",
     "draft_law",
+    "judge",
     "matches",
     "node_log_probs",
     "normalised",
@@ -72,13 +73,30 @@ def verify(
         next_token = jnp.take_along_axis(draws, stop[:, None], axis=1)[:, 0]
         return types.Verdict(path, count, next_token, draws)
 
-    accept, residual = rule.judge(draft, target_log_probs)
+    accept, residual = judge(rule, draft, target_log_probs)
     accept_keys = sampling.derive(keys, sampling.Stream.ACCEPT, length)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,), accept.dtype))(accept_keys)
     # Strictly below, so that an acceptance of 0 never accepts, even at a uniform of 0.
     path, count, stop = resolve(draft, uniform < accept)
     residual_keys = sampling.derive(keys, sampling.Stream.RESIDUAL, length)
     return types.Verdict(path, count, sampling.categorical(residual_keys, residual(stop)))
+
+
+def judge(
+    rule: types.VerificationRule, draft: types.Draft, target_log_probs: jax.Array
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """A rule's acceptances [B, N], and its residual as a function of node[B], a log-law [B, V].
+
+    Args:
+      rule, draft: a rule that takes the draft.
+      target_log_probs: [B, N+1, V], natural logs.
+    """
+    prepared = () if rule.prepare is None else (rule.prepare(draft, target_log_probs),)
+
+    def residual(node: jax.Array) -> jax.Array:
+        return rule.residual(draft, target_log_probs, node, *prepared)
+
+    return rule.accept(draft, target_log_probs, *prepared), residual
 
 
 class RefusedDraftError(ValueError):

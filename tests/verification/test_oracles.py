@@ -115,7 +115,7 @@ def test_edges_of_probability_0(rule, name, p, q, expected):
     tree = trees.chain(1)
     draft = types.draft(jnp.zeros((1, 1), jnp.int32), tree, log_probs=jnp.repeat(q, 2, axis=1))
     rule = verification.get(rule)
-    accept, residual = rule.judge(draft, jnp.repeat(p, 2, axis=1))
+    accept, residual = verification.judge(rule, draft, jnp.repeat(p, 2, axis=1))
     np.testing.assert_allclose(accept, [[expected]], rtol=1e-6)
     residual = residual(jnp.zeros((1,), jnp.int32))
     assert not jnp.any(jnp.isnan(residual))

@@ -154,7 +154,7 @@ def test_acceptance_is_a_probability_and_residuals_are_laws(rule):
 
 def judged(rule, draft, target):
     """The acceptances, and the residual at every node."""
-    accept, residual = rule.judge(draft, target)
+    accept, residual = verification.judge(rule, draft, target)
     return accept, [residual(jnp.full((_BATCH,), node, jnp.int32)) for node in range(_LENGTH + 1)]
 
 

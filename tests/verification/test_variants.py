@@ -62,12 +62,12 @@ def problem(seed, kind, rule="token"):
 
 
 def acceptance(rule, draft, target):
-    return rule.judge(draft, target)[0]
+    return kernel.judge(rule, draft, target)[0]
 
 
 def residual(rule, draft, target, node):
     """As probabilities: impossible tokens have no distance as logarithms."""
-    return jnp.exp(rule.judge(draft, target)[1](node))
+    return jnp.exp(kernel.judge(rule, draft, target)[1](node))
 
 
 class Variants(chex.TestCase):
