@@ -27,10 +27,13 @@ flags.adopt_module_key_flags(binary)
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "JSON lines with `turns`, whose first is asked; default the built-in prompts."
 )
-_COUNT = flags.DEFINE_integer("count", 20, "Prompts, spread evenly over the file.")
+_COUNT = flags.DEFINE_integer(
+    "count", None, "Prompts, spread evenly over the file; default 20, or as many as there are."
+)
 _LONGEST = flags.DEFINE_integer("longest_prompt", 256, "Longer prompts, in tokens, are left out.")
 
 _CHUNK = 64
+_MOST = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Config:
 
     model: str
     prompts: str | None
-    count: int
+    count: int | None
     longest_prompt: int
     max_new_tokens: int
     temperature: float
@@ -48,7 +51,7 @@ class Config:
 
     def __post_init__(self):
         for name in ("count", "longest_prompt", "max_new_tokens", "batch"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
         types.Sampling(self.temperature)
 
@@ -86,7 +89,12 @@ def choose(bundle: checkpoints.Bundle, config: Config) -> list[list[int]]:
             f"none of {len(chat)} prompts has at most --longest_prompt={config.longest_prompt} "
             "tokens"
         )
-    count = min(config.count, len(short))
+    if config.count is not None and config.count > len(short):
+        raise ValueError(
+            f"--count={config.count}: {len(short)} of {len(chat)} prompts have at most "
+            f"--longest_prompt={config.longest_prompt} tokens"
+        )
+    count = config.count or min(_MOST, len(short))
     return [short[index * len(short) // count] for index in range(count)]
 
 

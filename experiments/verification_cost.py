@@ -4,7 +4,7 @@
 
 times `verify` for every rule, jitted and warm, on chains and on a tree of 64 nodes, in alternation
 with a pass that reads the target's and the draft's laws once. A tree's rule sums over the
-vocabulary once for every drafted sibling, so its row also tells the cost of a sum, beside that of
+vocabulary once for most drafted siblings, so its row also tells the cost of a node, beside a sum of
 `block`; and the temporary memory says whether anything of the laws' size is kept.
 """
 
@@ -115,7 +115,7 @@ def table(report: dict[str, Any]) -> str:
     """A line for every rule and shape."""
     lines = [
         f"{'drafts':<18}{'nodes':>6}  {'rule':<16}{'ms':>24}{'of reading':>12}"
-        f"{'a sum, of block':>17}{'temporary / laws':>18}"
+        f"{'a node / a sum':>17}{'temporary / laws':>18}"
     ]
     for row in report["rows"]:
         seconds = row["seconds"]

@@ -50,6 +50,8 @@ def test_texts_are_held_against_plain_decoding(
     "arguments, named",
     [
         (["--batch=0"], "--batch=0"),
+        (["--count=0"], "--count=0"),
+        (["--count=99"], "--count=99"),
         (["--prompts=/nowhere"], "/nowhere"),
         (["--prompts=pyproject.toml"], "line 1"),
         (["--longest_prompt=1"], "--longest_prompt=1"),
