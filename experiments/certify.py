@@ -6,7 +6,7 @@ prints, for every rule and every kind of draft that it takes, the largest error 
 its total variation, the expected accepted length and the least bound on it. The exit code is 1 when
 a rule that says it is lossless is not. --full certifies more topologies and also holds 10^7 draws
 of `verify` a rule against the enumerated law. --rule=name,name certifies these rules, and
---rule=module:attribute one of your own.
+--rule=module:attribute one of your own, from a module that Python finds (PYTHONPATH=folder).
 """
 
 import collections
@@ -47,7 +47,13 @@ def rule_of(name: str) -> types.VerificationRule:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--rule={name}: {error}") from error
     if callable(found):
-        found = found()
+        try:
+            found = found()
+        except TypeError as error:
+            raise ValueError(
+                f"--rule={name} is a function, and calling it without arguments fails ({error}); "
+                "name a VerificationRule, or a function that makes one"
+            ) from error
     if not isinstance(found, types.VerificationRule):
         raise ValueError(
             f"--rule={name} is of type {type(found).__name__}; it must be a VerificationRule"
@@ -72,7 +78,7 @@ def _run(rules, full: bool, seeds: int, draws: int) -> dict[str, Any]:
     refused: dict[tuple[types.VerificationRule, str, str], str] = {}
     todo = list(certify_cases.cases(rules, full))
     shape = None
-    with binary.Progress(f"certifying {len(rules)} rules") as progress:
+    with binary.Progress(f"certifying {', '.join(rule.name for rule in rules)}") as progress:
         for number, case in enumerate(todo):
             if case.shape != shape:
                 # No other shape needs these programs, and thousands of them exhaust the memory

@@ -72,6 +72,7 @@ def test_draws_that_do_not_have_their_law(call):
         (["--rule=tokn"], "tokn"),
         (["--rule=nowhere:rule"], "nowhere"),
         (["--rule=specjax.trees:__name__"], "VerificationRule"),
+        (["--rule=specjax.verification.token:residual"], "calling it without arguments fails"),
         (["--seeds=0"], "--seeds=0"),
         (["--rule=tests.test_certify:REFUSING"], "takes no draft that could be certified"),
     ],
