@@ -200,7 +200,11 @@ def table(report: dict[str, Any]) -> str:
     names = list(dict.fromkeys(row["rule"] for row in report["refused"]))
     for name in names:
         kinds = dict.fromkeys(row["kind"] for row in report["refused"] if row["rule"] == name)
-        lines.append(f"{name:<16}refuses, on some trees or all: {', '.join(kinds)}")
+        taken = {row["kind"] for row in report["certificates"] if row["rule"] == name}
+        always = ", ".join(kind for kind in kinds if kind not in taken) or "none"
+        on_some = ", ".join(kind for kind in kinds if kind in taken)
+        also = f"; on some trees: {on_some}" if on_some else ""
+        lines.append(f"{name:<16}refuses everywhere: {always}{also}")
     for row in report["draws"]:
         lines.append(
             f"{row['rule']:<16}{row['count']:,} draws on {row['shape']}: p = {row['p_value']:.3f}"
@@ -217,8 +221,12 @@ def table(report: dict[str, Any]) -> str:
             "traversal accepts no less than multi_candidate in {no_less} of {pairs} pairs of "
             "certificates, at most {most:.4f} more".format(**report["traversal"])
         )
-    good = "all lossless rules are exact" if report["passed"] else "NOT ALL ARE EXACT"
-    return "\n".join([*lines, "", f"{report['count']} certificates, {good}"])
+    lossless = sum(row["lossless"] for row in report["certificates"])
+    good = "all exact" if report["passed"] else "NOT ALL EXACT"
+    total = (
+        f"{report['count']} certificates; {lossless} of rules that say they are lossless: {good}"
+    )
+    return "\n".join([*lines, "", total])
 
 
 def main(argv: list[str]) -> None:

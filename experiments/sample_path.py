@@ -11,7 +11,6 @@ noise makes the texts equal. The exit code is 1 if one differs.
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,8 +160,10 @@ def run(config: Config) -> dict[str, Any]:
             progress.at(row + 1, len(prompts))
     rows = []
     for name, (drafter, rule) in contenders(bundle).items():
-        with binary.Progress(f"{name}, by {rule}"):
-            texts, tau, seconds = _decode(bundle, drafter, rule, prompts, keys, config, options)
+        with binary.Progress(f"{name}, by {rule}") as progress:
+            texts, tau = _decode(
+                bundle, drafter, rule, prompts, keys, config.batch, options, progress
+            )
         divergences = [
             analysis.first_divergence(bundle.target, prompt, wanted, found)
             for prompt, wanted, found in zip(prompts, plain, texts, strict=True)
@@ -175,7 +176,7 @@ def run(config: Config) -> dict[str, Any]:
                 "prompts": len(prompts),
                 "identical": sum(found is None for found in divergences),
                 "tau": tau,
-                "seconds": seconds,
+                "seconds": progress.seconds,
                 "first_divergence": first and dataclasses.asdict(first),
             }
         )
@@ -192,15 +193,21 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _decode(
-    bundle, drafter, rule, prompts: Sequence, keys: jax.Array, config: Config, options: dict
-) -> tuple[list[list[int]], float, float]:
-    """The texts, tokens a target step, and seconds; prompts in the reverse order of plain's."""
+    bundle,
+    drafter,
+    rule,
+    prompts: Sequence,
+    keys: jax.Array,
+    size: int,
+    options: dict,
+    progress: binary.Progress,
+) -> tuple[list[list[int]], float]:
+    """The texts and tokens a target step; prompts in the reverse order of plain's."""
     texts, new, steps = [], 0, 0
-    began = time.perf_counter()
     order = list(reversed(range(len(prompts))))
-    for first in range(0, len(order), config.batch):
+    for first in range(0, len(order), size):
         # The last batch starts over with the first prompts, so that all have one size.
-        batch = [order[(first + row) % len(order)] for row in range(config.batch)]
+        batch = [order[(first + row) % len(order)] for row in range(size)]
         result = specjax.generate(
             bundle.target,
             drafter,
@@ -212,7 +219,8 @@ def _decode(
         texts += result.new_tokens[: len(order) - first]
         new += sum(map(len, result.new_tokens))
         steps += int(jnp.sum(result.statistics.target_steps))
-    return texts[::-1], new / max(steps, 1), time.perf_counter() - began
+        progress.at(min(first + size, len(order)), len(order))
+    return texts[::-1], new / max(steps, 1)
 
 
 def table(report: dict[str, Any]) -> str:

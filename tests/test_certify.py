@@ -54,10 +54,11 @@ def test_a_rule_of_ones_own_that_is_not_exact(call):
 def test_a_rule_that_is_exact_and_its_draws(call):
     code, output, errors = call("--rule=token", "--seeds=1", "--draws=50000")
     assert code == 0, errors
-    assert "all lossless rules are exact" in output and "NOT" not in output
+    assert "lossless: all exact" in output and "NOT" not in output
     assert "50,000 draws on a chain of 2" in output and "token 1.1111 = 10/9" in output
-    (refusals,) = [line for line in output.splitlines() if "refuses, on some trees" in line]
-    assert "traced tree" in refusals and "certain" in refusals
+    (refusals,) = [line for line in output.splitlines() if "refuses everywhere" in line]
+    always, _, on_some = refusals.partition("; on some trees: ")
+    assert "traced tree" in always and "certain" in always and "sampled" in on_some
 
 
 def test_draws_that_do_not_have_their_law(call):
