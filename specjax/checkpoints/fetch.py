@@ -165,11 +165,13 @@ def _watch(process: "subprocess.Popen[bytes]", folder: pathlib.Path) -> None:
 
 def _size(folder: pathlib.Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip removes its temporary files as it goes
-            continue
+    # `os.walk` passes over folders that pip removes as it goes, which `rglob` does not.
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
     return total
 
 
