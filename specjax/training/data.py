@@ -1,0 +1,324 @@
+"""Training text without a data set: the target answers prompts of templates and of its own.
+
+A shard is one batch. What it holds follows from the settings and its number alone (and from earlier
+shards, whose answers later prompts work on), so a run that was killed goes on where it stopped and
+ends with the same shards.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from specjax import checkpoints, decoding, types
+from specjax.training import prompts, recording, shards
+
+__all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "read"]
+
+# Domains whose prompts are no templates: a turn that the target writes as if it were the user, the
+# answer to such a turn, and the continuation of the user's own files.
+_OWN = ("user_turn", "open", "files")
+DOMAINS = (*prompts.DOMAINS, *_OWN)
+
+# The default turn: a fifth code, since it is what drafts are used for most.
+GENERIC = (
+    *("passage", "user_turn", "code", "chat", "summarisation", "open", "mathematics"),
+    *("code", "translation", "question_answering", "editing", "chat", "code", "open"),
+)
+
+_SETTINGS = "settings.json"
+# A batch ends when this part of it is left: few rows cost nearly what all cost.
+_LEFT = 1 / 8
+_STEPS = 16
+# Passages that one prompt holds at the most, and tokens of one.
+_MOST_PASSAGES = 3
+_LONGEST_PASSAGE = 200
+_LONGEST_PROMPT = 640
+_DRAWN = (0.8, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is generated.
+
+    Attributes:
+      seed: of prompts and answers.
+      domains: the domains of the shards in turn, from `DOMAINS`; those that work on passages (or on
+        user turns) need that domain earlier in the tuple.
+      temperatures: of the answers, in turn within a batch; 0 is greedy.
+      batch: conversations a shard, decoded together.
+      max_new_tokens: longest answer.
+      taps: layers of the target whose features are recorded; empty for none.
+      top: how many of the most probable tokens are recorded with their log-probabilities.
+      files: text files for the domain `files`.
+
+    Raises:
+      ValueError: a bad value, named.
+    """
+
+    seed: int = 0
+    domains: tuple[str, ...] = GENERIC
+    temperatures: tuple[float, ...] = (0.0, 0.8, 0.0, 1.0)
+    batch: int = 128
+    max_new_tokens: int = 160
+    taps: tuple[int, ...] = ()
+    top: int = 0
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.domains:
+            raise ValueError("domains=() asks for nothing")
+        for index, domain in enumerate(self.domains):
+            if domain not in DOMAINS:
+                raise ValueError(f"unknown domain {domain!r}; known: {', '.join(DOMAINS)}")
+            needed = _needed(domain)
+            if needed is not None and needed not in self.domains[:index]:
+                raise ValueError(
+                    f"domain {domain!r} works on what {needed!r} gives; name that one before it"
+                )
+        if "files" in self.domains and not self.files:
+            raise ValueError("domain 'files' continues text files; name some")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise ValueError(f"temperatures={self.temperatures} must be some numbers, 0 or more")
+        for name in ("batch", "max_new_tokens"):
+            types.whole(name, getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far generation has come.
+
+    Attributes:
+      shards: finished, those of earlier runs included.
+      tokens: answer tokens in them.
+      wanted: answer tokens asked for.
+      tokens_per_second: of this run; 0 before its first shard.
+      seconds_left: an estimate; NaN before the first shard.
+    """
+
+    shards: int
+    tokens: int
+    wanted: int
+    tokens_per_second: float
+    seconds_left: float
+
+
+def generate(
+    bundle: checkpoints.Bundle,
+    folder: pathlib.Path | str,
+    tokens: int,
+    settings: Settings | None = None,
+    *,
+    budget_seconds: float | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> list[shards.Shard]:
+    """Lets the target write until so many answer tokens are there; goes on where a run stopped.
+
+    Args:
+      bundle: the target with its tokenizer and chat template.
+      folder: where the shards go; holds those of one setting only.
+      tokens: answer tokens wanted, those already there included.
+      settings: what to generate; None is the generic mixture with seed 0.
+      budget_seconds: the time there is for it, or None.
+      report: called after every shard.
+
+    Returns:
+      All shards, in order.
+
+    Raises:
+      ValueError: other settings than the folder's, more tokens than the budget allows (the message
+        says how long they would take), a damaged shard, or a full disk.
+    """
+    settings = Settings() if settings is None else settings
+    types.whole("tokens", tokens, 1)
+    folder = pathlib.Path(folder)
+    _claim(folder, settings)
+    made = read(folder)
+    recorder = recording.recorder(bundle.target, settings.taps, settings.top)
+    files = _files(settings.files, bundle)
+    began, before = time.monotonic(), _count(made)
+    while (done := _count(made)) < tokens:
+        index = len(made)
+        domain = settings.domains[index % len(settings.domains)]
+        asked = _prompts(bundle, settings, index, domain, made, files)
+        path = folder / _name(index)
+        shards.write(path, domain, _answers(bundle, settings, index, asked, recorder))
+        made.append(shards.read(path))
+        done = _count(made)
+        seconds = time.monotonic() - began
+        rate = (done - before) / seconds
+        left = max(tokens - done, 0) / rate
+        report(Progress(len(made), done, tokens, rate, left))
+        if budget_seconds is not None and seconds + left > budget_seconds:
+            raise ValueError(
+                f"{tokens} tokens do not fit the budget: at {rate:.0f} tokens a second "
+                f"{tokens - done} more take {left / 60:.0f} minutes, of which "
+                f"{max(budget_seconds - seconds, 0) / 60:.0f} are left; ask for "
+                f"{done + int(rate * max(budget_seconds - seconds, 0))}, or give more time"
+            )
+    return made
+
+
+def read(folder: pathlib.Path | str) -> list[shards.Shard]:
+    """The shards of a folder, in order, up to the first that is not there.
+
+    Raises:
+      ShardError: one of them is damaged.
+    """
+    made = []
+    while (path := pathlib.Path(folder) / _name(len(made))).exists():
+        made.append(shards.read(path))
+    return made
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:05d}"
+
+
+def _count(made: Sequence[shards.Shard]) -> int:
+    return sum(shard.answer_tokens for shard in made)
+
+
+def _needed(domain: str) -> str | None:
+    """The domain whose answers this one's prompts are made of."""
+    if domain == "open":
+        return "user_turn"
+    return "passage" if domain in prompts.NEEDS_PASSAGES else None
+
+
+def _claim(folder: pathlib.Path, settings: Settings) -> None:
+    """Makes the folder this setting's, or refuses when it is another's."""
+    own = json.loads(json.dumps(dataclasses.asdict(settings)))
+    path = folder / _SETTINGS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(own, indent=1), encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}; give another folder") from error
+    for name, value in own.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{folder} holds shards made with {name}={found.get(name)!r}, and {value!r} is "
+                "asked for; give another folder, or the same settings"
+            )
+
+
+def _files(paths: Sequence[str], bundle: checkpoints.Bundle) -> list[list[int]]:
+    texts = []
+    for path in paths:
+        try:
+            text = pathlib.Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read as text: {error}") from error
+        texts.append(bundle.tokenizer.encode(text))
+        if len(texts[-1]) < 2:
+            raise ValueError(f"{path} holds too little text to continue")
+    return texts
+
+
+def _opening(bundle: checkpoints.Bundle) -> list[int]:
+    """The chat template's tokens up to where the user begins to speak."""
+    first, second = bundle.chat("A"), bundle.chat("7")
+    agree = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[:agree]
+
+
+def _prompts(
+    bundle: checkpoints.Bundle,
+    settings: Settings,
+    index: int,
+    domain: str,
+    made: Sequence[shards.Shard],
+    files: Sequence[Sequence[int]],
+) -> list[list[int]]:
+    """The token ids of a shard's prompts."""
+    generator = np.random.default_rng([settings.seed, index])
+    if domain == "user_turn":
+        return [_opening(bundle)] * settings.batch
+    if domain == "files":
+        return [_window(generator, files) for _ in range(settings.batch)]
+    source = _needed(domain)
+    texts = [
+        _plain(bundle, shard, i, _LONGEST_PASSAGE)
+        for shard in made
+        if shard.domain == source
+        for i in range(len(shard))
+    ]
+    asked = []
+    while len(asked) < settings.batch:
+        if domain == "open":
+            said = texts[int(generator.integers(len(texts)))]
+        else:
+            count = 1 + int(generator.integers(_MOST_PASSAGES)) if texts else 0
+            joined = " ".join(texts[int(generator.integers(len(texts)))] for _ in range(count))
+            said = prompts.make(domain, generator, [joined] if texts else ())
+        tokens = bundle.chat(said)
+        if len(tokens) <= _LONGEST_PROMPT:
+            asked.append(tokens)
+    return asked
+
+
+def _window(generator: np.random.Generator, files: Sequence[Sequence[int]]) -> list[int]:
+    text = files[int(generator.integers(len(files)))]
+    begin = int(generator.integers(len(text) - 1))
+    return list(text[begin : begin + int(generator.integers(16, 256))])
+
+
+def _plain(bundle: checkpoints.Bundle, shard: shards.Shard, index: int, longest: int) -> str:
+    """An answer as text, or a space where it holds none, which no template refuses."""
+    _, answer = shard.text(index)
+    return bundle.tokenizer.decode(answer[:longest]).strip() or " "
+
+
+def _answers(
+    bundle: checkpoints.Bundle,
+    settings: Settings,
+    index: int,
+    asked: list[list[int]],
+    recorder: types.Drafter,
+) -> dict[str, np.ndarray]:
+    """Decodes a batch and lays out a shard's arrays."""
+    count = len(asked)
+    # One opening serves every user turn, so a greedy one would be the same each time.
+    is_drawn = settings.domains[index % len(settings.domains)] == "user_turn"
+    temperatures = _DRAWN if is_drawn else settings.temperatures
+    temperature = np.resize(np.asarray(temperatures, np.float32), count)
+    first = np.uint32(index * settings.batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(settings.seed), first + np.arange(count, dtype=np.uint32)
+    )
+    stream = decoding.stream(
+        bundle.target,
+        recorder,
+        asked,
+        keys=keys,
+        max_new_tokens=settings.max_new_tokens,
+        sampling=types.Sampling(temperature),
+        steps=_STEPS,
+    )
+    running = np.full(count, True)
+    for new in stream:
+        running = np.asarray([len(tokens) > 0 for tokens in new])
+        if np.sum(running) <= _LEFT * count:
+            break
+    result = stream.result
+    start, length, text = (np.asarray(x) for x in (result.start, result.length, result.tokens))
+    record = jax.tree.map(np.asarray, result.state.drafter)
+    row = np.repeat(np.arange(count), length - start)
+    slot = np.concatenate([np.arange(*ends) for ends in zip(start, length, strict=True)])
+    return {
+        "offsets": np.concatenate([[0], np.cumsum(length)]).astype(np.int64),
+        "prompts": start.astype(np.int32),
+        "temperature": temperature,
+        "tokens": np.concatenate([text[i, : length[i]] for i in range(count)]),
+        **{
+            name: getattr(record, name)[row, slot]
+            for name in ("features", "normalizer", "top_tokens", "top_log_probs")
+        },
+    }
