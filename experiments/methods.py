@@ -1,12 +1,15 @@
 """Decoding methods by name, shared by every binary."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import specjax
 from specjax import checkpoints, decoding, drafters, types
 
 __all__ = ["METHODS", "Method", "Settings", "build", "check", "find"]
+
+_SHIPPED = pathlib.Path(__file__).parent / "assets" / "smollm2-135m-draft.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,13 @@ def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Draf
     return drafters.prompt_lookup(8 if settings.draft_length is None else settings.draft_length)
 
 
+def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
+    path = _SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
+    length = 5 if settings.draft_length is None else settings.draft_length
+    draft_model = checkpoints.drafts.read(path, bundle)
+    return drafters.model(draft_model, length, greedy=settings.greedy_draft)
+
+
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     length = 4 if settings.draft_length is None else settings.draft_length
     draft = "layers:12" if settings.draft is None else settings.draft
@@ -88,6 +98,11 @@ def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
 METHODS = {
     "plain": Method("one token a target step", _plain),
     "prompt_lookup": Method("copies from prompt and answer", _prompt_lookup, ("draft_length",)),
+    "draft": Method(
+        "the draft distilled from SmolLM2-135M-Instruct, or another that experiments.distill made",
+        _draft,
+        ("draft_length", "draft", "greedy_draft"),
+    ),
     "model": Method(
         "a draft model, by default the target's first layers",
         _model,

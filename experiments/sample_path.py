@@ -9,8 +9,6 @@ noise makes the texts equal. The exit code is 1 if one differs.
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 import specjax
-from experiments import binary
+from experiments import binary, prompt_files
 from specjax import analysis, checkpoints, drafters, models, types
 
 flags.adopt_module_key_flags(binary)
@@ -55,33 +53,10 @@ class Config:
         types.Sampling(self.temperature)
 
 
-def read_prompts(path: str | None) -> list[str]:
-    """The first user turn of every line, or the built-in prompts.
-
-    Raises:
-      ValueError: a file that cannot be read, or a line without turns; the message names it.
-    """
-    if path is None:
-        folder = pathlib.Path(__file__).parent / "prompts"
-        return [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.txt"))]
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts={path} cannot be read: {error}") from error
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            prompts.append(json.loads(line)["turns"][0])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"--prompts={path}, line {number}: {error!r}; a line is a JSON object with `turns`"
-            ) from error
-    return prompts
-
-
 def choose(bundle: checkpoints.Bundle, config: Config) -> list[list[int]]:
     """`count` prompts as tokens, evenly spread over those that are short enough."""
-    chat = [bundle.chat(prompt) for prompt in read_prompts(config.prompts)]
+    files = () if config.prompts is None else (config.prompts,)
+    chat = [bundle.chat(prompt.turns[0]) for prompt in prompt_files.read(*files)]
     short = [tokens for tokens in chat if len(tokens) <= config.longest_prompt]
     if not short:
         raise ValueError(
@@ -93,8 +68,7 @@ def choose(bundle: checkpoints.Bundle, config: Config) -> list[list[int]]:
             f"--count={config.count}: {len(short)} of {len(chat)} prompts have at most "
             f"--longest_prompt={config.longest_prompt} tokens"
         )
-    count = config.count or min(_MOST, len(short))
-    return [short[index * len(short) // count] for index in range(count)]
+    return prompt_files.spread(short, config.count or _MOST)
 
 
 def random_draft(target: types.LanguageModel) -> types.LanguageModel:

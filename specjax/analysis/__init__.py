@@ -1,7 +1,7 @@
 """Exactness by enumeration, acceptance by replay, where two decodes part, trees to look at."""
 
 from specjax.analysis import replay
-from specjax.analysis.acceptance import accepted_of, expected_accepted, survival
+from specjax.analysis.acceptance import accepted_of, expected_accepted
 from specjax.analysis.certificates import Certificate, certify, certify_many
 from specjax.analysis.divergence import Divergence, first_divergence
 from specjax.analysis.laws import random_law, warped_law
@@ -21,7 +21,6 @@ __all__ = [
     "plot_tree",
     "random_law",
     "replay",
-    "survival",
     "tree_text",
     "warped_law",
 ]

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import sampling, trees, types, verification
-from specjax.analysis import acceptance
 
 __all__ = ["Agreement", "Estimate", "Record", "record", "record_agreement"]
 
@@ -103,7 +102,7 @@ class Record:
             if len(log_p) < length:
                 continue
             shares = np.asarray(
-                acceptance.survival(
+                verification.survival(
                     rule, jnp.asarray(log_p[None]), jnp.asarray(log_q[None]), length
                 )
             )[0]

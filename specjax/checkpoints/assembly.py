@@ -18,7 +18,7 @@ import numpy as np
 from specjax.models import config as configs
 from specjax.models import transformer
 
-__all__ = ["ParameterPath", "assemble", "check_dtype"]
+__all__ = ["ParameterPath", "assemble", "check_dtype", "stored"]
 
 ParameterPath = tuple[str | int, ...]
 """Keys from the root of a parameter tree to a leaf: ('layers', 0, 'ffn', 'up', 'kernel')."""
@@ -47,6 +47,7 @@ def assemble(
     read: Callable[[str], np.ndarray],
     dtype: jax.typing.DTypeLike,
     source: str,
+    held: Mapping[str, Any] | None = None,
 ) -> dict[Any, Any]:
     """Reads every parameter of `config`.
 
@@ -58,6 +59,7 @@ def assemble(
         several threads.
       dtype: floating dtype of the result.
       source: file or folder, for messages.
+      held: branches of the parameters that are at hand already, and not in the file.
 
     Returns:
       The nested dict of arrays of `transformer.parameter_shapes(config)`.
@@ -67,8 +69,11 @@ def assemble(
         not finite in `dtype`; the message names it.
     """
     dtype = check_dtype(dtype)
+    held = {} if held is None else held
     expected = {
-        name_of(path): (path, leaf) for path, leaf in _leaves(transformer.parameter_shapes(config))
+        name_of(path): (path, leaf)
+        for path, leaf in _leaves(transformer.parameter_shapes(config))
+        if path[0] not in held
     }
     _check_names(set(expected), set(shapes), source)
     for name, (_, leaf) in expected.items():
@@ -89,7 +94,7 @@ def assemble(
             )
         return jnp.asarray(values)
 
-    params: dict[Any, Any] = {}
+    params: dict[Any, Any] = dict(held)
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for name, values in zip(expected, pool.map(parameter, expected), strict=True):
             *branches, last = expected[name][0]
@@ -98,6 +103,14 @@ def assemble(
                 node = node.setdefault(key, {})
             node[last] = values
     return params
+
+
+def stored(
+    params: Mapping[Any, Any], name_of: Callable[[ParameterPath], str]
+) -> Iterator[tuple[str, Any]]:
+    """Every parameter under its stored name."""
+    for path, leaf in _leaves(params):
+        yield name_of(path), leaf
 
 
 def _leaves(

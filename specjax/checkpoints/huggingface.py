@@ -15,7 +15,7 @@ from specjax.checkpoints import assembly, optional, rotary
 from specjax.checkpoints import tokenizer as tokenizers
 from specjax.models import config as configs
 
-__all__ = ["download", "read", "read_config", "read_tokenizer"]
+__all__ = ["FLOATS", "download", "read", "read_config", "read_tokenizer", "stored_name", "write"]
 
 _MODEL_TYPES = ("llama", "mistral", "qwen2")
 _TOP_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -32,7 +32,7 @@ _LAYER_NAMES = {
 }
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PICKLES = (".bin", ".pt", ".pth")
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read(
@@ -71,9 +71,9 @@ def read(
             raise ValueError(f"{path}: tensor {odd!r} is in the file or its index, not in both")
         for name in names:
             kind = part.get_slice(name).get_dtype()
-            if kind not in _FLOATS:
+            if kind not in FLOATS:
                 raise ValueError(
-                    f"{path}: tensor {name!r} has type {kind}, not one of {_FLOATS}; quantized "
+                    f"{path}: tensor {name!r} has type {kind}, not one of {FLOATS}; quantized "
                     "safetensors are not supported"
                 )
             stored[name] = part
@@ -95,7 +95,7 @@ def read(
     def values(name: str) -> np.ndarray:
         return stored[name].get_tensor(name)
 
-    return config, assembly.assemble(config, _stored_name, shapes, values, dtype, str(folder))
+    return config, assembly.assemble(config, stored_name, shapes, values, dtype, str(folder))
 
 
 def read_config(folder: str | os.PathLike[str]) -> configs.TransformerConfig:
@@ -145,6 +145,66 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         bos_id=bos[0] if bos else None,
         chat_template=_chat_template(folder, settings),
     )
+
+
+def write(
+    folder: str | os.PathLike[str],
+    config: configs.TransformerConfig,
+    params: Any,
+    tokenizer: tokenizers.Tokenizer,
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
+) -> None:
+    """Writes a Llama as a folder that `read` and other libraries load.
+
+    Args:
+      folder: is made; files of these names in it are overwritten.
+      config: with a head for the whole vocabulary, and without rotary scaling or biases.
+      params: the weights of that configuration.
+      tokenizer: the model's.
+      dtype: of the stored tensors.
+
+    Raises:
+      ValueError: a configuration that a plain Llama's folder cannot tell, or a full disk.
+      ImportError: the `safetensors` library is not installed.
+    """
+    for name in ("rotary_scaling", "head_rows", "qkv_bias", "output_bias", "ffn_bias"):
+        if getattr(config, name):
+            raise ValueError(f"{name}={getattr(config, name)} cannot be written as a plain Llama")
+    library = optional.require("safetensors.flax")
+    folder = pathlib.Path(folder)
+    eos = list(tokenizer.eos_ids)
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.context_length,
+        "rope_theta": config.rotary_base,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": jnp.dtype(dtype).name,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos,
+        "bos_token_id": tokenizer.bos_id,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        library.save_file(
+            {name: leaf.astype(dtype) for name, leaf in assembly.stored(params, stored_name)},
+            str(folder / "model.safetensors"),
+            {"format": "pt"},
+        )
+        (folder / "config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+        tokenizer.save(folder)
+    except OSError as error:
+        raise ValueError(f"{folder} could not be written: {error}") from error
 
 
 def download(repository: str) -> pathlib.Path:
@@ -211,7 +271,8 @@ def _config(given: Mapping[str, Any]) -> configs.TransformerConfig:
     )
 
 
-def _stored_name(path: assembly.ParameterPath) -> str:
+def stored_name(path: assembly.ParameterPath) -> str:
+    """The tensor in which Hugging Face folders keep a parameter."""
     leaf = "bias" if path[-1] == "bias" else "weight"
     if path[0] != "layers":
         return f"{_TOP_NAMES[str(path[0])]}.{leaf}"

@@ -5,6 +5,8 @@ name of its pre-tokenizer, so the splitting rules behind the names are written d
 Face folder brings a `tokenizer.json` that holds everything.
 """
 
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -220,6 +222,25 @@ class Tokenizer:
         special["eos_token"] = self._text_of(self.eos_ids[0] if self.eos_ids else None)
         return self.encode(
             chats.render(self._chat_template, messages, add_generation_prompt, special)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the table of tokens: two tokenizers with one speak of the same tokens."""
+        table = sorted(self._inner.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(table).encode()).hexdigest()
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json as Hugging Face folders have them."""
+        self._inner.save(str(folder / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self._text_of(self.eos_ids[0] if self.eos_ids else None) or None,
+            "bos_token": self._text_of(self.bos_id) or None,
+            "chat_template": self._chat_template,
+        }
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings, indent=2), encoding="utf-8"
         )
 
     def _text_of(self, token: int | None) -> str:

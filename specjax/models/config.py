@@ -64,6 +64,8 @@ class TransformerConfig:
       rotary_scaling: None, or how the frequencies are stretched.
       norm_epsilon: added to the mean square in RMSNorm.
       tied_embeddings: the head is the embedding's transpose.
+      head_rows: rows of an untied head that speaks of a part of the vocabulary only (see
+        `reduced_vocabulary`); None has one for every token.
       qkv_bias, output_bias, ffn_bias: which projections carry a bias.
     """
 
@@ -79,6 +81,7 @@ class TransformerConfig:
     rotary_scaling: RotaryScaling | None = None
     norm_epsilon: float = 1e-5
     tied_embeddings: bool = True
+    head_rows: int | None = None
     qkv_bias: bool = False
     output_bias: bool = False
     ffn_bias: bool = False
@@ -99,6 +102,13 @@ class TransformerConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_rows is not None and not (
+            1 <= self.head_rows <= self.vocab_size and not self.tied_embeddings
+        ):
+            raise ValueError(
+                f"head_rows={self.head_rows} must lie between 1 and vocab_size={self.vocab_size}, "
+                f"of a head of its own (tied_embeddings={self.tied_embeddings})"
             )
         if self.head_size % 2:
             raise ValueError(f"head_size={self.head_size} must be even for rotary positions")

@@ -126,7 +126,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Layer(config) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config)
         if not config.tied_embeddings:
-            self.head = Linear(config.hidden_size, config.vocab_size)
+            self.head = Linear(config.hidden_size, config.head_rows or config.vocab_size)
 
     def __call__(self, hidden, first_layer, cache, tree, taps, policy):
         """hidden[B,T,H] at the input of `first_layer` -> (logits, features, new entries)."""
@@ -299,7 +299,7 @@ def language_model(
         init_cache=_InitCache(config, dtype.name),
         truncate=caches.truncate,
         resume=_Resume(config, policy),
-        vocab_size=config.vocab_size,
+        vocab_size=config.head_rows or config.vocab_size,
         context_length=config.context_length,
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,

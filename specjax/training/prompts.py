@@ -136,8 +136,7 @@ def _question_answering(generator: np.random.Generator, passages: Sequence[str])
     name = _pick(generator, topics.NAMES)
     if generator.random() < 0.4:
         forms = (
-            "Answer the question from the text.\n\n{}\n\nQuestion: What is said about "
-            f"{topic}?",
+            f"Answer the question from the text.\n\n{{}}\n\nQuestion: What is said about {topic}?",
             "{}\n\nUsing only the text above, explain what it is about and why it matters.",
             "Text: {}\n\nWhich facts does the text name? Answer in full sentences.",
         )

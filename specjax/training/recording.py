@@ -36,7 +36,9 @@ class Record:
     top_log_probs: jax.Array
 
 
-def recorder(target: types.LanguageModel, taps: tuple[int, ...] = (), top: int = 0) -> types.Drafter:
+def recorder(
+    target: types.LanguageModel, taps: tuple[int, ...] = (), top: int = 0
+) -> types.Drafter:
     """A drafter of no nodes whose state, after a decode, is a `Record` of it.
 
     Args:

@@ -12,6 +12,7 @@ from specjax.verification import (
 )
 from specjax.verification.kernel import RefusedDraftError, check, children, judge, resolve, verify
 from specjax.verification.rules import RULES, default_rule, get
+from specjax.verification.survival import survival
 
 __all__ = [
     "RULES",
@@ -28,6 +29,7 @@ __all__ = [
     "match",
     "multi_candidate",
     "resolve",
+    "survival",
     "token",
     "traversal",
     "verify",

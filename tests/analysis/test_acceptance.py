@@ -24,7 +24,7 @@ def test_the_targets_text_gives_the_example_of_the_block_paper(rule, expected):
     for text in itertools.product(range(2), repeat=2):
         chosen = list(text)
         log_p, log_q = (jnp.log(jnp.asarray(law[chosen]))[None] for law in (p, q))
-        shares = analysis.survival(rule, log_p, log_q, 2)
+        shares = verification.survival(rule, log_p, log_q, 2)
         assert shares.shape == (1, 1, 2)
         total += float(np.prod(p[chosen]) * jnp.sum(shares))
     assert total == pytest.approx(expected, abs=1e-6)
@@ -45,7 +45,7 @@ def test_the_targets_text_gives_what_enumeration_does(rule, length):
                 jnp.stack([law[n][rows[n], text[n]] for n in range(length)])[None]
                 for law in (target, proposal)
             )
-            shares = analysis.survival(rule, log_p, log_q, length)
+            shares = verification.survival(rule, log_p, log_q, length)
             total += float(jnp.exp(jnp.sum(log_p)) * jnp.sum(shares))
         assert total == pytest.approx(certificate.expected_accepted, abs=1e-12)
 
@@ -99,7 +99,7 @@ def test_text_gives_a_gradient_at_a_full_vocabulary(rule):
     logits = jnp.asarray([[0.1, -0.4, 0.3, 0.2]])
 
     def length(logits):
-        return jnp.sum(analysis.survival(rule, log_p, jax.nn.log_sigmoid(logits), 2))
+        return jnp.sum(verification.survival(rule, log_p, jax.nn.log_sigmoid(logits), 2))
 
     gradient = jax.grad(length)(logits)
     for place in range(4):
@@ -112,8 +112,8 @@ def test_a_token_that_cannot_be_drafted_ends_acceptance():
     log_p = jnp.zeros((1, 3)) - 1.0
     log_q = log_p.at[0, 1].set(-jnp.inf)
     for rule in ("token", "block"):
-        np.testing.assert_allclose(analysis.survival(rule, log_p, log_q, 3)[0, 0], [1, 0, 0])
-        gradient = jax.grad(lambda q, rule=rule: jnp.sum(analysis.survival(rule, log_p, q, 3)))(
+        np.testing.assert_allclose(verification.survival(rule, log_p, log_q, 3)[0, 0], [1, 0, 0])
+        gradient = jax.grad(lambda q, rule=rule: jnp.sum(verification.survival(rule, log_p, q, 3)))(
             log_q
         )
         assert jnp.all(jnp.isfinite(gradient))
@@ -124,12 +124,12 @@ def test_a_token_that_the_target_does_not_write_gives_numbers(rule):
     """Its weight is 0 when another temperature is asked for; a NaN would outlive that."""
     log_p = jnp.log(jnp.asarray([[0.5, 0.0, 0.5, 0.5]]))
     log_q = jnp.log(jnp.asarray([[0.5, 0.5, 0.0, 0.5]]))
-    assert np.all(np.isfinite(analysis.survival(rule, log_p, log_q, 2)))
+    assert np.all(np.isfinite(verification.survival(rule, log_p, log_q, 2)))
 
 
 def test_what_cannot_be_estimated_is_refused():
     law = jnp.zeros((1, 3))
     with pytest.raises(ValueError, match="'traversal'.*block and token can"):
-        analysis.survival("traversal", law, law, 2)
+        verification.survival("traversal", law, law, 2)
     with pytest.raises(ValueError, match="T=3 tokens hold no drafts of length=4"):
-        analysis.survival("token", law, law, 4)
+        verification.survival("token", law, law, 4)

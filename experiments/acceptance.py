@@ -1,0 +1,303 @@
+"""Acceptance by domain: tokens a target step (τ) and acceptance rate on files of prompts.
+
+    python -m experiments.acceptance --prompts=questions.jsonl --method=draft
+
+decodes the first turn of every prompt. With --compare each prompt is also decoded plainly, in turn
+with the method, alone and warm, for the wall clock; without it prompts go in batches, which is
+quicker and gives the same counts. Every prompt is a JSON line of --out as soon as it is done, and a
+run that was stopped goes on after the last.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics as medians
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import specjax
+from experiments import binary, methods, prompt_files
+from specjax import checkpoints, decoding, types
+
+flags.adopt_module_key_flags(binary)
+_PROMPTS = flags.DEFINE_multi_string(
+    "prompts", [], "JSON lines with `turns` and `group`; may be given again; default built-in."
+)
+_METHOD = flags.DEFINE_string("method", "draft", f"One of: {', '.join(methods.METHODS)}.")
+_COUNT = flags.DEFINE_integer("count", None, "Prompts a group, spread evenly; default all.")
+_COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and time both.")
+_OUT = flags.DEFINE_string("out", None, "Where the records go, a JSON line a prompt.")
+_LONGEST = flags.DEFINE_integer("longest_prompt", 1536, "Longer prompts, in tokens, are left out.")
+
+# Capacities, so that a run compiles a handful of programs.
+_CAPACITIES = (256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, as the flags give it."""
+
+    model: str
+    method: str
+    settings: methods.Settings
+    prompts: tuple[str, ...]
+    count: int | None
+    longest_prompt: int
+    max_new_tokens: int
+    temperature: float
+    rule: str | None
+    batch: int
+    seed: int
+    compare: bool
+    out: str | None
+
+    def __post_init__(self):
+        methods.check(self.method, self.settings)
+        for name in ("count", "longest_prompt", "max_new_tokens", "batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
+        types.Sampling(self.temperature)
+        if self.compare and self.batch != 1:
+            raise ValueError(f"--compare times prompts one by one, and --batch={self.batch}")
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What two records must share to stand in one file."""
+        kept = dataclasses.asdict(self)
+        return {name: kept[name] for name in kept if name not in ("prompts", "count", "out")}
+
+
+def measure(
+    bundle: checkpoints.Bundle,
+    drafter: types.Drafter,
+    asked: Sequence[tuple[prompt_files.Prompt, list[int]]],
+    config: Config,
+) -> list[dict[str, Any]]:
+    """Decodes prompts of one capacity together: a record for each."""
+    rows = [tokens for _, tokens in asked]
+    # The last batch starts over, so that all have one size.
+    padded = [rows[index % len(rows)] for index in range(config.batch)]
+    key = jax.random.key(config.seed)
+    options = {
+        "keys": jnp.stack([jax.random.fold_in(key, hash_of(tokens)) for tokens in padded]),
+        "max_new_tokens": config.max_new_tokens,
+        "sampling": types.Sampling(config.temperature),
+        "capacity": _capacity(max(map(len, rows)), config),
+        "chunk": _CHUNK,
+    }
+    result, seconds = _decode(bundle.target, drafter, padded, config.rule, options)
+    plain = None
+    if config.compare:
+        plain = _decode(bundle.target, decoding.NOTHING, padded, "match", options)
+    records = []
+    for row, (prompt, tokens) in enumerate(asked):
+        counts = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), result.statistics)
+        new = result.new_tokens[row]
+        record = {
+            "question_id": prompt.question,
+            "group": prompt.group,
+            "prompt_tokens": len(tokens),
+            "new_tokens": len(new),
+            "target_steps": int(counts.target_steps),
+            "tested": counts.tested.tolist(),
+            "accepted": counts.accepted.tolist(),
+            "finish_reason": result.finish_reasons[row],
+        }
+        if plain is not None:
+            (text,) = plain[0].new_tokens
+            record |= {
+                "seconds": seconds,
+                "plain_seconds": plain[1],
+                "plain_new_tokens": len(text),
+                "identical": text == new if config.temperature == 0 else None,
+            }
+        records.append(record)
+    return records
+
+
+def hash_of(tokens: Sequence[int]) -> int:
+    """A number that a prompt has in whatever batch it stands: 31 bits."""
+    value = 0
+    for token in tokens:
+        value = (value * 1000003 + token) % (1 << 31)
+    return value
+
+
+def _decode(target, drafter, prompts, rule, options) -> tuple[decoding.DecodeResult, float]:
+    """A decode, and the seconds of its loop alone; programs are compiled beforehand."""
+    warm = dict(options, max_new_tokens=1)
+    shape = (id(drafter), len(prompts), options["capacity"])
+    if shape not in _WARM:
+        jax.block_until_ready(specjax.generate(target, drafter, prompts, rule=rule, **warm).tokens)
+        _WARM.add(shape)
+    request, state = decoding.init(target, drafter, prompts, **options)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    result = decoding.decode(target, drafter, request, state, rule)
+    jax.block_until_ready(result.tokens)
+    return result, time.perf_counter() - began
+
+
+_WARM: set[tuple[int, int, int]] = set()
+
+
+def _capacity(longest: int, config: Config) -> int:
+    needed = longest + config.max_new_tokens
+    return next((size for size in _CAPACITIES if size >= needed), needed)
+
+
+def by_group(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """τ, acceptance and speedup of every group, and of all prompts together."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["group"], []).append(record)
+    made = {name: _summary(some) for name, some in sorted(groups.items())}
+    return made | {"overall": _summary(records)}
+
+
+def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    tested, accepted = (
+        np.sum([record[name] for record in records], axis=0) for name in ("tested", "accepted")
+    )
+    new = sum(record["new_tokens"] for record in records)
+    summary = {
+        "prompts": len(records),
+        "new_tokens": new,
+        "tau": new / max(sum(record["target_steps"] for record in records), 1),
+        "acceptance_rate": float(accepted.sum() / max(tested.sum(), 1)),
+        "acceptance_by_position": [
+            round(float(a / t), 4) if t else None for a, t in zip(accepted, tested, strict=True)
+        ],
+    }
+    if all("seconds" in record for record in records):
+        pace = [
+            (record["new_tokens"] / record["seconds"])
+            / (record["plain_new_tokens"] / record["plain_seconds"])
+            for record in records
+        ]
+        seconds, plain = (
+            sum(record[name] for record in records) for name in ("seconds", "plain_seconds")
+        )
+        plain_new = sum(record["plain_new_tokens"] for record in records)
+        summary |= {
+            "speedup": (new / seconds) / (plain_new / plain),
+            "speedup_median": medians.median(pace),
+            "identical": sum(record["identical"] is True for record in records),
+        }
+    return summary
+
+
+def run(config: Config) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    binary.start()
+    with binary.Progress(f"loading {config.model}"):
+        bundle = specjax.load(config.model)
+        jax.block_until_ready(bundle.target.params)
+    drafter = methods.build(config.method, bundle, config.settings)
+    records = _earlier(config)
+    done = {(record["group"], record["question_id"]) for record in records}
+    waiting = [
+        (prompt, bundle.chat(prompt.turns[0]))
+        for prompt in _chosen(config)
+        if (prompt.group, prompt.question) not in done
+    ]
+    left_out = [prompt for prompt, tokens in waiting if len(tokens) > config.longest_prompt]
+    waiting = [asked for asked in waiting if len(asked[1]) <= config.longest_prompt]
+    # Prompts of one capacity follow each other: few programs, and batches of like lengths.
+    waiting.sort(key=lambda asked: len(asked[1]))
+    with binary.Progress(f"{config.method} on {len(waiting)} prompts") as progress:
+        for first in range(0, len(waiting), config.batch):
+            some = measure(bundle, drafter, waiting[first : first + config.batch], config)
+            records += some
+            if config.out is not None:
+                with pathlib.Path(config.out).open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(record) + "\n" for record in some)
+            progress.at(min(first + config.batch, len(waiting)), len(waiting))
+    return {
+        **config.fixed,
+        "left_out": len(left_out),
+        "groups": by_group(records),
+        "versions": binary.versions(),
+    }
+
+
+def _chosen(config: Config) -> list[prompt_files.Prompt]:
+    groups: dict[str, list[prompt_files.Prompt]] = {}
+    for prompt in prompt_files.read(*config.prompts):
+        groups.setdefault(prompt.group, []).append(prompt)
+    return [p for some in groups.values() for p in prompt_files.spread(some, config.count)]
+
+
+def _earlier(config: Config) -> list[dict[str, Any]]:
+    """Records of a run that was stopped; the first line says what it measured."""
+    if config.out is None:
+        return []
+    path, own = pathlib.Path(config.out), json.loads(json.dumps(config.fixed))
+    try:
+        if not path.exists():
+            path.write_text(json.dumps(own) + "\n", encoding="utf-8")
+        found, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--out={path} cannot be used: {error}") from error
+    if found != own:
+        raise ValueError(f"--out={path} holds another measurement: {found}; give another file")
+    return records
+
+
+def table(report: dict[str, Any]) -> str:
+    """A line a group."""
+    timed = "speedup" in report["groups"]["overall"]
+    lines = [
+        f"{report['method']}, temperature {report['temperature']}, {report['max_new_tokens']} new "
+        f"tokens; {report['left_out']} prompts left out as too long",
+        f"{'group':<20}{'prompts':>8}{'τ':>7}{'α':>7}  by position" + " " * 20 * timed,
+    ]
+    for name, row in report["groups"].items():
+        positions = " ".join(
+            "–" if rate is None else f"{rate:.2f}" for rate in row["acceptance_by_position"]
+        )
+        line = (
+            f"{name:<20}{row['prompts']:>8}{row['tau']:>7.2f}{row['acceptance_rate']:>7.2f}  "
+            f"{positions}"
+        )
+        if timed:
+            line += f"  {row['speedup']:.2f}× (median {row['speedup_median']:.2f})"
+            if report["temperature"] == 0:
+                line += f", identical {row['identical']}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def config_from_flags() -> Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    return Config(
+        model=binary.MODEL.value,
+        method=_METHOD.value,
+        settings=methods.Settings(binary.DRAFT_LENGTH.value, binary.DRAFT.value),
+        prompts=tuple(_PROMPTS.value),
+        count=_COUNT.value,
+        longest_prompt=_LONGEST.value,
+        max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
+        temperature=binary.given(binary.TEMPERATURE, 0.0),
+        rule=binary.RULE.value,
+        batch=binary.given(binary.BATCH, 1 if _COMPARE.value else 8),
+        seed=binary.SEED.value,
+        compare=_COMPARE.value,
+        out=_OUT.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+    binary.report(argv, lambda: run(config_from_flags()), table)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=binary.parse_flags)

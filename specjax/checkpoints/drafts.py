@@ -1,0 +1,153 @@
+"""Draft models made for one target: one small file, of what the target itself does not hold.
+
+A draft of the target's own width shares its embedding, and the rows of its head are rows of the
+target's; so the file holds layers, the final norm and the list of tokens, and little else.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import types
+from specjax.checkpoints import assembly, huggingface, loading, optional
+from specjax.models import config as configs
+from specjax.models import reduced, transformer
+
+__all__ = ["export", "read", "write"]
+
+_TABLE = "vocabulary"
+_FORMAT = "specjax draft 1"
+
+
+def write(
+    path: str | os.PathLike[str],
+    bundle: loading.Bundle,
+    config: configs.TransformerConfig,
+    params: Any,
+    tokens: np.ndarray,
+) -> None:
+    """Writes a draft in bfloat16.
+
+    Args:
+      path: of the safetensors file; an older one is overwritten.
+      bundle: the target.
+      config: the draft's.
+      params: what is not the target's own: `layers`, `norm`, and perhaps `head`.
+      tokens: int32[M], the tokens of the head's rows.
+
+    Raises:
+      ValueError: a full disk.
+      ImportError: the `safetensors` library is not installed.
+    """
+    library = optional.require("safetensors.flax")
+    named = assembly.stored(params, huggingface.stored_name)
+    tensors = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in named}
+    described = {
+        "format": _FORMAT,
+        "config": json.dumps(dataclasses.asdict(config)),
+        "tokenizer": bundle.tokenizer.fingerprint,
+    }
+    try:
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors[_TABLE] = jnp.asarray(tokens, jnp.int32)
+        library.save_file(tensors, str(path), described)
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error}") from error
+
+
+def read(path: str | os.PathLike[str], bundle: loading.Bundle) -> types.LanguageModel:
+    """The draft model of a file, in the target's dtype, sharing the target's embedding.
+
+    Args:
+      path: of the safetensors file.
+      bundle: the target it was made for, or one tuned from it.
+
+    Raises:
+      ValueError: no such file, a damaged one, one for another tokenizer or another width, or a
+        table with a token that the vocabulary does not have.
+      ImportError: the `safetensors` library is not installed.
+    """
+    config, params, tokens = _read(pathlib.Path(path), bundle)
+    model = reduced.reduced_vocabulary(
+        transformer.language_model(config, params), tokens, config.vocab_size
+    )
+    return dataclasses.replace(model, eos_ids=bundle.target.eos_ids)
+
+
+def export(
+    path: str | os.PathLike[str], bundle: loading.Bundle, folder: str | os.PathLike[str]
+) -> None:
+    """Writes a draft as a Hugging Face folder, for libraries that take an assistant model.
+
+    Its head speaks of the whole vocabulary, as such libraries want: it is the target's.
+
+    Args:
+      path: as `read` takes it.
+      bundle: the target.
+      folder: as `huggingface.write` takes it.
+
+    Raises:
+      ValueError: as `read` and `huggingface.write`, or a draft with a head of its own.
+    """
+    config, params, _ = _read(pathlib.Path(path), bundle)
+    if not bundle.config.tied_embeddings:
+        raise ValueError("a target with a head of its own: its draft's folder cannot share it")
+    own = {name: branch for name, branch in params.items() if name != "head"}
+    whole = dataclasses.replace(config, tied_embeddings=True, head_rows=None)
+    huggingface.write(folder, whole, own, bundle.tokenizer)
+
+
+def _read(
+    path: pathlib.Path, bundle: loading.Bundle
+) -> tuple[configs.TransformerConfig, dict[str, Any], np.ndarray]:
+    library = optional.require("safetensors")
+    try:
+        file = library.safe_open(str(path), framework="numpy")
+        described = file.metadata() or {}
+        stored = {name: file.get_slice(name) for name in file.keys() if name != _TABLE}
+        tokens = file.get_tensor(_TABLE)
+        config = configs.TransformerConfig(**json.loads(described["config"]))
+    except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no draft that can be read: {error!r}") from error
+    if described.get("format") != _FORMAT:
+        raise ValueError(f"{path} is of format {described.get('format')!r}, not {_FORMAT!r}")
+    if described.get("tokenizer") != bundle.tokenizer.fingerprint:
+        raise ValueError(
+            f"{path} is a draft for another tokenizer than that of {bundle.name!r}; a draft and "
+            "its target must share one"
+        )
+    target = bundle.config
+    for name in ("vocab_size", "hidden_size"):
+        if getattr(config, name) != getattr(target, name):
+            raise ValueError(
+                f"{path} is a draft for a target of {name}={getattr(config, name)}, and "
+                f"{bundle.name!r} has {getattr(target, name)}"
+            )
+    strange = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+    if strange.size:
+        raise ValueError(
+            f"{path}: the vocabulary table holds token {strange[0]}, outside the vocabulary "
+            f"0…{config.vocab_size - 1}"
+        )
+    weights = bundle.target.params
+    held: dict[str, Any] = {"embed": weights["embed"]}
+    if huggingface.stored_name(("head", "kernel")) not in stored:
+        rows = weights["head"]["kernel"] if "head" in weights else weights["embed"]["embedding"]
+        held["head"] = {"kernel": jax.device_put(rows[jnp.asarray(tokens)])}
+    params = assembly.assemble(
+        config,
+        huggingface.stored_name,
+        {name: tuple(part.get_shape()) for name, part in stored.items()},
+        lambda name: file.get_tensor(name),
+        weights["norm"]["scale"].dtype,
+        str(path),
+        held,
+    )
+    return config, params, tokens

@@ -1,0 +1,27 @@
+"""Training drafts: data from the target, losses, and the core that every trainer builds on."""
+
+from specjax.training import (
+    batches,
+    core,
+    data,
+    distillation,
+    fitting,
+    losses,
+    prompts,
+    recording,
+    saving,
+    shards,
+)
+
+__all__ = [
+    "batches",
+    "core",
+    "data",
+    "distillation",
+    "fitting",
+    "losses",
+    "prompts",
+    "recording",
+    "saving",
+    "shards",
+]

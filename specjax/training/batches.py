@@ -1,0 +1,130 @@
+"""Batches of recorded conversations, each a function of the seed and its number alone."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import struct
+
+from specjax.training import shards
+
+__all__ = ["Batch", "Batches"]
+
+# Widths that conversations are padded to; each is a program of its own.
+_WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+
+
+@struct.dataclass
+class Batch:
+    """Conversations with the target's laws of their answers; B rows, T tokens, A of an answer.
+
+    Attributes:
+      tokens: int32[B, T], from slot 0 on; what lies behind a text means nothing.
+      start: int32[B], where the answer begins.
+      length: int32[B], tokens of the answer, A at the most.
+      greedy: bool[B], whether the answer is the target's greedy one.
+      features: float16[B, A, H], of the final norm, at the token before each answer token.
+      normalizer: float32[B, A], as in `shards.Shard`.
+    """
+
+    tokens: jax.Array | np.ndarray
+    start: jax.Array | np.ndarray
+    length: jax.Array | np.ndarray
+    greedy: jax.Array | np.ndarray
+    features: jax.Array | np.ndarray
+    normalizer: jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    shard: int
+    row: int
+
+
+class Batches:
+    """All conversations of some shards, shuffled anew each epoch, like lengths together.
+
+    Args:
+      held: shards with features of the final norm.
+      tokens: B·T, tokens a batch with padding; rows are as many as fit.
+      seed: of the order.
+      tap: which of the recorded features is the final norm's.
+
+    Raises:
+      ValueError: shards without such features, or too few conversations for a single batch.
+    """
+
+    def __init__(self, held: Sequence[shards.Shard], tokens: int, seed: int, tap: int = -1):
+        for shard in held:
+            if shard.features.shape[1] == 0:
+                raise ValueError(f"{shard.folder} holds no features; record the final norm's")
+        self._held, self._seed, self._tap = held, seed, tap
+        self._answer = max((self._longest(shard) for shard in held), default=0)
+        self._groups: dict[int, list[_Place]] = {}
+        for index, shard in enumerate(held):
+            for row, length in enumerate(np.diff(shard.offsets)):
+                # A batch has room for an answer's window even where the text is short.
+                width = _width(max(int(length), self._answer + 1))
+                self._groups.setdefault(width, []).append(_Place(index, row))
+        self._rows = {width: max(tokens // width, 1) for width in self._groups}
+        self.per_epoch = sum(
+            len(places) // self._rows[width] for width, places in self._groups.items()
+        )
+        if not self.per_epoch:
+            count = sum(map(len, held))
+            raise ValueError(
+                f"{count} conversations make no batch of {tokens} tokens; generate more, or ask "
+                "for smaller batches"
+            )
+        self._order: tuple[int, list[tuple[int, list[_Place]]]] = (-1, [])
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step; the same for the same shards and seed."""
+        epoch, index = divmod(step, self.per_epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, self._shuffled(epoch)
+        width, places = self._order[1][index]
+        return self._gather(width, places)
+
+    def _longest(self, shard: shards.Shard) -> int:
+        return int(np.max(np.diff(shard.answer_offsets), initial=0))
+
+    def _shuffled(self, epoch: int) -> list[tuple[int, list[_Place]]]:
+        generator = np.random.default_rng([self._seed, epoch])
+        order = []
+        for width, places in sorted(self._groups.items()):
+            mixed = [places[i] for i in generator.permutation(len(places))]
+            rows = self._rows[width]
+            order += [
+                (width, mixed[begin : begin + rows])
+                for begin in range(0, len(mixed) - rows + 1, rows)
+            ]
+        return [order[i] for i in generator.permutation(len(order))]
+
+    def _gather(self, width: int, places: Sequence[_Place]) -> Batch:
+        rows, hidden = len(places), self._held[0].features.shape[2]
+        batch = Batch(
+            tokens=np.zeros((rows, width), np.int32),
+            start=np.zeros(rows, np.int32),
+            length=np.zeros(rows, np.int32),
+            greedy=np.zeros(rows, bool),
+            features=np.zeros((rows, self._answer, hidden), np.float16),
+            normalizer=np.zeros((rows, self._answer), np.float32),
+        )
+        for row, place in enumerate(places):
+            shard = self._held[place.shard]
+            prompt, answer = shard.text(place.row)
+            begin = shard.answer_offsets[place.row]
+            laws = slice(begin, begin + len(answer))
+            batch.tokens[row, : len(prompt) + len(answer)] = np.concatenate([prompt, answer])
+            batch.start[row], batch.length[row] = len(prompt), len(answer)
+            batch.greedy[row] = shard.temperature[place.row] == 0
+            batch.features[row, : len(answer)] = shard.features[laws, self._tap]
+            batch.normalizer[row, : len(answer)] = shard.normalizer[laws]
+        return batch
+
+
+def _width(length: int) -> int:
+    widest = _WIDTHS[-1]
+    return next((width for width in _WIDTHS if width >= length), -(-length // widest) * widest)

@@ -1,0 +1,297 @@
+"""Distilling a small draft from the target: its shape, its beginning, and what it minimises."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import checkpoints, models, types
+from specjax.models import policy as policies
+from specjax.models import transformer
+from specjax.training import batches, losses, shards
+
+__all__ = [
+    "Distillation",
+    "Shape",
+    "begin",
+    "configure",
+    "draft_model",
+    "measure",
+    "vocabulary",
+]
+
+# XLA's products have gradients of their own, and are quick at many tokens.
+_POLICY = policies.Policy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of a draft: what the cost model chooses among.
+
+    The embedding and the head's rows are the target's own and stay as they are, so that only the
+    layers are learnt, and stored.
+
+    Attributes:
+      layers: the target's layers that the draft's begin as, first to last.
+      intermediate_size: width of the feed-forward layers; the target's most telling neurons.
+      vocabulary: rows of the head.
+    """
+
+    layers: tuple[int, ...]
+    intermediate_size: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        layers = "+".join(map(str, self.layers))
+        return f"layers {layers}, feed-forward {self.intermediate_size}, {self.vocabulary} tokens"
+
+
+def configure(target: models.TransformerConfig, shape: Shape) -> models.TransformerConfig:
+    """The draft's configuration.
+
+    Raises:
+      ValueError: a layer that the target does not have, or a size above the target's.
+    """
+    for layer in shape.layers:
+        if not 0 <= layer < target.num_layers:
+            raise ValueError(f"layers={shape.layers}: the target has {target.num_layers}")
+    if not shape.layers:
+        raise ValueError("layers=(): a draft needs at least one")
+    for name, most in (
+        ("intermediate_size", target.intermediate_size),
+        ("vocabulary", target.vocab_size),
+    ):
+        if not 1 <= getattr(shape, name) <= most:
+            raise ValueError(f"{name}={getattr(shape, name)} must lie between 1 and {most}")
+    return dataclasses.replace(
+        target,
+        num_layers=len(shape.layers),
+        intermediate_size=shape.intermediate_size,
+        tied_embeddings=False,
+        head_rows=shape.vocabulary,
+    )
+
+
+def vocabulary(held: Iterable[shards.Shard], size: int, keep: Sequence[int], total: int):
+    """The tokens that the target writes most: int32[size], ascending.
+
+    Args:
+      held: shards whose answers are counted.
+      size: how many.
+      keep: tokens that belong to it whatever their count, as those that end a text.
+      total: V; tokens never seen come last, lower numbers first, as byte-pair merges came earlier.
+    """
+    counts = np.zeros(total, np.int64)
+    for shard in held:
+        for index in range(len(shard)):
+            counts += np.bincount(shard.text(index)[1], minlength=total)
+    counts[list(keep)] = np.iinfo(np.int64).max
+    return np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int32)
+
+
+def begin(
+    bundle: checkpoints.Bundle, shape: Shape, tokens: np.ndarray
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is trained, as it begins, and what stays the target's.
+
+    Args:
+      bundle: the target.
+      shape: the draft's sizes.
+      tokens: int32[M], the head's tokens.
+
+    Returns:
+      What is trained, `layers` and `norm`; and the rest: `embed`, `head`, `tokens` int32[M], and
+      `place` int32[V], the head's row of a token, M where it has none.
+    """
+    configure(bundle.config, shape)
+    weights = bundle.target.params
+
+    def narrow(layer: dict[str, Any]) -> dict[str, Any]:
+        ffn = layer["ffn"]
+        # What a neuron can add: its weights out, times its weights in.
+        size = jnp.linalg.norm(ffn["down"]["kernel"], axis=0) * jnp.linalg.norm(
+            ffn["up"]["kernel"], axis=1
+        )
+        kept = jnp.sort(jnp.argsort(-size)[: shape.intermediate_size])
+        chosen = {name: jax.tree.map(lambda leaf: leaf[kept], ffn[name]) for name in ("gate", "up")}
+        down = {**ffn["down"], "kernel": ffn["down"]["kernel"][:, kept]}
+        return {**layer, "ffn": {**chosen, "down": down}}
+
+    layers = {place: narrow(weights["layers"][layer]) for place, layer in enumerate(shape.layers)}
+    rows = (weights["embed"]["embedding"] if "head" not in weights else weights["head"]["kernel"])[
+        jnp.asarray(tokens)
+    ]
+    return (
+        {"layers": layers, "norm": weights["norm"]},
+        {
+            "embed": weights["embed"],
+            "head": {"kernel": rows},
+            "tokens": jnp.asarray(tokens, jnp.int32),
+            "place": jnp.full((bundle.config.vocab_size,), len(tokens), jnp.int32)
+            .at[jnp.asarray(tokens)]
+            .set(jnp.arange(len(tokens), dtype=jnp.int32)),
+        },
+    )
+
+
+def draft_model(config: models.TransformerConfig, params: Any, frozen: Any) -> types.LanguageModel:
+    """The draft as a model of the target's whole vocabulary, ready for `drafters.model`.
+
+    Args:
+      config: of `configure`.
+      params: what was trained.
+      frozen: the rest, as `begin` gives it.
+    """
+    within = models.language_model(config, _weights(params, frozen))
+    return models.reduced_vocabulary(within, np.asarray(frozen["tokens"]), config.vocab_size)
+
+
+def _weights(params: Any, frozen: Any) -> dict[str, Any]:
+    return {**params, "embed": frozen["embed"], "head": frozen["head"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """A `core.Objective`: the draft's law against the target's, at every token of the answers.
+
+    Attributes:
+      config: the draft's.
+      loss: `(log_p[..., M], log_q[..., M]) -> [...]`, as those of `losses.LOSSES`.
+      features: weight of the distance between the hidden states before the head, which the heads'
+        rows being the same makes comparable; smooth L1, as EAGLE's (Li et al. 2024, arXiv
+        2401.15077, section 3.2).
+      length: K, adds the negative expected accepted length of drafts of K; 0 leaves it out.
+      rule: whose acceptance that is.
+      share: weight of that part, the rest being that of `loss`.
+    """
+
+    config: models.TransformerConfig
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.forward_kl
+    features: float = 0.0
+    length: int = 0
+    rule: str = "block"
+    share: float = 0.5
+
+    def laws(self, params: Any, frozen: Any, batch: batches.Batch) -> dict[str, jax.Array]:
+        """Both laws over the head's tokens at every token of the answers.
+
+        Returns:
+          `log_p`, `log_q` float32[B, A, M], `present` bool[B, A], `tokens` int32[B, A], and both
+          models' hidden states `target`, `draft` [B, A, H].
+        """
+        hidden, tokens, present = self._hidden(params, frozen, batch)
+        head = frozen["head"]["kernel"].astype(hidden.dtype)
+        target = batch.features.astype(hidden.dtype)
+        scores = (target @ head.T).astype(jnp.float32)
+        log_p = scores - jnp.where(present, batch.normalizer, 0.0)[:, :, None]
+        log_q = jax.nn.log_softmax((hidden @ head.T).astype(jnp.float32), axis=-1)
+        return {
+            "log_p": log_p,
+            "log_q": log_q,
+            "present": present,
+            "tokens": tokens,
+            "target": target,
+            "draft": hidden,
+        }
+
+    def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
+        dtype = params["norm"]["scale"].dtype
+        weights = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights(params, frozen))
+        model = transformer.language_model(self.config, weights, _POLICY)
+        rows, _ = batch.tokens.shape
+        cache = model.init_cache(rows, 1)
+        # Logits are made where an answer is, not here: what nobody reads is not computed.
+        output, _ = model.apply(weights, batch.tokens, cache, None, (self.config.num_layers,))
+        order = jnp.arange(batch.normalizer.shape[1], dtype=jnp.int32)[None]
+        place = jnp.minimum(batch.start[:, None] + order, batch.tokens.shape[1] - 1)
+        hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None] - 1, axis=1)
+        tokens = jnp.take_along_axis(batch.tokens, place, axis=1)
+        return hidden, tokens, order < batch.length[:, None]
+
+    def __call__(self, params: Any, frozen: Any, batch: batches.Batch, key: jax.Array):
+        """As `core.Objective`; the examples are answer tokens."""
+        del key
+        made = self.laws(params, frozen, batch)
+        log_p, log_q, present = made["log_p"], made["log_q"], made["present"]
+        value = self.loss(log_p, log_q)
+        if self.features:
+            off = jnp.abs(made["draft"] - made["target"]).astype(jnp.float32)
+            smooth = jnp.where(off < 1, 0.5 * off * off, off - 0.5)
+            value = value + self.features * jnp.mean(smooth, axis=-1)
+        if self.length:
+            own = self._of_tokens(frozen, made)
+            accepted = losses.negative_accepted_length(*own, present, self.length, self.rule)
+            value = (1 - self.share) * value + self.share * accepted
+        # What lies behind an answer may be anything, NaN included.
+        total = jnp.sum(jnp.where(present, value, 0.0))
+        both = jax.lax.stop_gradient(jnp.where(present, losses.overlap(log_p, log_q), 0.0))
+        return total, jnp.sum(present, dtype=jnp.float32), {"overlap": jnp.sum(both)}
+
+    def _of_tokens(self, frozen: Any, made: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Both laws at the text's own tokens: [B, A] each, the draft's −inf for foreign ones."""
+        row = frozen["place"][made["tokens"]]
+        known = row < self.config.head_rows
+        index = jnp.where(known, row, 0)[:, :, None]
+        log_p, log_q = (
+            jnp.take_along_axis(made[name], index, axis=2)[:, :, 0] for name in ("log_p", "log_q")
+        )
+        # A token without a row is never drafted; the target's law of it is then of no account.
+        return jnp.where(known, log_p, 0.0), jnp.where(known, log_q, -jnp.inf)
+
+
+def measure(
+    objective: Distillation,
+    params: Any,
+    frozen: Any,
+    held_out: Iterable[batches.Batch],
+    length: int = 5,
+) -> dict[str, float]:
+    """Acceptance on text held out, teacher-forced.
+
+    Args:
+      objective: reads the laws.
+      params, frozen: the draft.
+      held_out: batches that were not trained on.
+      length: K of τ.
+
+    Returns:
+      `overlap`, the mean of Σ min(p, q), which is the acceptance rate of a first draft at
+      temperature 1; `agreement`, the share of greedy answers' tokens that the draft's most probable
+      token is; and `tau`, what greedy decoding of those answers with drafts of K would give.
+    """
+    both = agreed = count = greedy = steps = 0.0
+    for batch in held_out:
+        shared, same, present = (np.asarray(x) for x in _agree(objective, params, frozen, batch))
+        both += shared[present].sum()
+        count += present.sum()
+        for row in np.flatnonzero(batch.greedy):
+            right = same[row, : batch.length[row]]
+            agreed, greedy = agreed + right.sum(), greedy + len(right)
+            steps += _target_steps(right, length)
+    return {
+        "overlap": both / max(count, 1),
+        "agreement": agreed / max(greedy, 1),
+        "tau": greedy / max(steps, 1),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _agree(objective: Distillation, params, frozen, batch: batches.Batch):
+    made = objective.laws(params, frozen, batch)
+    best = frozen["tokens"][jnp.argmax(made["log_q"], axis=-1)]
+    return losses.overlap(made["log_p"], made["log_q"]), best == made["tokens"], made["present"]
+
+
+def _target_steps(right: np.ndarray, length: int) -> int:
+    """Passes of the target over a text of which a draft would guess these tokens right."""
+    place = steps = 0
+    while place < len(right):
+        run = right[place : place + length]
+        wrong = np.flatnonzero(~run)
+        place += (int(wrong[0]) if wrong.size else len(run)) + 1
+        steps += 1
+    return steps

@@ -1,0 +1,159 @@
+"""The training loop: steps, checkpoints, metrics, and going on where a run stopped."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from specjax.training import core, saving
+
+__all__ = ["TrainingError", "fit", "read_metrics"]
+
+_METRICS = "metrics.jsonl"
+_SETTINGS = "training.json"
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says at which step, why, and what is kept."""
+
+
+def fit(
+    objective: core.Objective,
+    params: Any,
+    frozen: Any,
+    batches: Callable[[int], Any],
+    schedule: core.Schedule,
+    folder: pathlib.Path | str,
+    *,
+    seed: int = 0,
+    parts: int = 1,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    settings: dict[str, Any] | None = None,
+    save_every: int = 200,
+    measure_every: int = 200,
+    measure: Callable[[Any], dict[str, float]] | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> core.TrainState:
+    """Trains to the schedule's end; a run that was killed goes on from its newest checkpoint.
+
+    On the CPU the resumed run gives the same losses to the bit: a batch follows from its step's
+    number, keys from seed and step, and all else is in the checkpoint.
+
+    Args:
+      objective, params, frozen, parts, dtype: as `core.step` takes them.
+      batches: the batch of a step, a function of its number alone.
+      schedule: rates, and how many steps.
+      folder: checkpoints and `metrics.jsonl`, a line a step; holds one run only.
+      seed: of the objective's key.
+      mesh: devices to share a batch's rows, on its axis `data`; None is the default device.
+      settings: what makes this run the one it is; a folder with others is refused.
+      save_every: updates between checkpoints; the last is always kept.
+      measure_every: updates between measurements.
+      measure: `(averaged params) -> numbers`, on text held out, for the metrics.
+      report: called with every line of the metrics.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      TrainingError: a loss or gradient that is not finite; the checkpoint before stays.
+      ValueError: a folder with another run, a damaged checkpoint, or a full disk.
+    """
+    folder = pathlib.Path(folder)
+    _claim(folder, settings or {})
+    key = jax.random.key(seed)
+    state = core.init(params)
+    if mesh is not None:
+        state, frozen = (core.place(tree, mesh, rows=False) for tree in (state, frozen))
+    with saving.Checkpoints(folder / "checkpoints") as checkpoints:
+        if checkpoints.newest is not None:
+            state = checkpoints.restore(state)
+        first = int(state.step)
+        seconds = _forget_after(folder / _METRICS, first)
+        began = time.monotonic() - seconds
+        with (folder / _METRICS).open("a", encoding="utf-8") as metrics:
+            for number in range(first, schedule.steps):
+                batch = batches(number)
+                if mesh is not None:
+                    batch = core.place(batch, mesh, rows=True)
+                state, told = core.step(
+                    state, frozen, batch, key, schedule.at(number), objective, parts, dtype
+                )
+                line = {name: float(value) for name, value in told.items()}
+                if not line.pop("finite"):
+                    raise TrainingError(
+                        f"step {number}: loss {line['loss']}, gradient {line['gradient_norm']}; "
+                        f"the newest good checkpoint in {folder} is of step {checkpoints.newest}; "
+                        f"a rate below {schedule.rate:g} may help"
+                    )
+                done = number + 1
+                line = {"step": done, "seconds": time.monotonic() - began, **line}
+                if measure and (done % measure_every == 0 or done == schedule.steps):
+                    line["held_out"] = measure(state.average)
+                # The line goes first: a checkpoint never stands for steps without lines.
+                metrics.write(json.dumps(line) + "\n")
+                if done % save_every == 0 or done == schedule.steps:
+                    metrics.flush()
+                    checkpoints.save(done, state)
+                report(line)
+    return state
+
+
+def read_metrics(folder: pathlib.Path | str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, one a step.
+
+    Raises:
+      ValueError: there are none, or a line is damaged; the message names it.
+    """
+    path = pathlib.Path(folder) / _METRICS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return lines
+
+
+def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Makes the folder this run's, or refuses when it is another's."""
+    path = folder / _SETTINGS
+    own = json.loads(json.dumps(settings))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(own, indent=1), encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}; give another folder") from error
+    for name in sorted({*own, *found}):
+        if own.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name}={found.get(name)!r}, and {own.get(name)!r} is "
+                "asked for; give another folder, or the same settings"
+            )
+
+
+def _forget_after(path: pathlib.Path, step: int) -> float:
+    """Drops lines of steps that are to be made again; the seconds that training has taken."""
+    if not path.exists():
+        return 0.0
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            made = json.loads(line)
+        except ValueError:  # a kill may leave half a line
+            break
+        if made["step"] > step:
+            break
+        kept.append(made)
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return kept[-1]["seconds"] if kept else 0.0
