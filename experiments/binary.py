@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 
 from experiments import compilation
 from specjax import native, verification
@@ -104,6 +105,8 @@ def report(
     """
     # jax tells which accelerators it did not find.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    # Orbax tells every file that it writes.
+    absl_logging.set_verbosity(absl_logging.WARNING)
     # The line of code that warns says nothing to those who call a binary.
     warnings.formatwarning = lambda message, *_, **__: f"\nwarning: {message}\n"
     try:

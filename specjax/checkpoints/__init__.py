@@ -2,7 +2,16 @@
 
 from specjax.checkpoints import drafts
 from specjax.checkpoints.fetch import FetchError
-from specjax.checkpoints.loading import Bundle, layer_truncated, load
+from specjax.checkpoints.loading import Bundle, assemble, layer_truncated, load
 from specjax.checkpoints.tokenizer import TextStream, Tokenizer
 
-__all__ = ["Bundle", "FetchError", "TextStream", "Tokenizer", "drafts", "layer_truncated", "load"]
+__all__ = [
+    "Bundle",
+    "FetchError",
+    "TextStream",
+    "Tokenizer",
+    "assemble",
+    "drafts",
+    "layer_truncated",
+    "load",
+]

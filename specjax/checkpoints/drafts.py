@@ -19,7 +19,7 @@ from specjax.checkpoints import assembly, huggingface, loading, optional
 from specjax.models import config as configs
 from specjax.models import reduced, transformer
 
-__all__ = ["export", "read", "write"]
+__all__ = ["export", "read", "weights", "write"]
 
 _TABLE = "vocabulary"
 _FORMAT = "specjax draft 1"
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str], bundle: loading.Bundle) -> types.Language
         table with a token that the vocabulary does not have.
       ImportError: the `safetensors` library is not installed.
     """
-    config, params, tokens = _read(pathlib.Path(path), bundle)
+    config, params, tokens = weights(path, bundle)
     model = reduced.reduced_vocabulary(
         transformer.language_model(config, params), tokens, config.vocab_size
     )
@@ -96,17 +96,21 @@ def export(
     Raises:
       ValueError: as `read` and `huggingface.write`, or a draft with a head of its own.
     """
-    config, params, _ = _read(pathlib.Path(path), bundle)
+    config, params, _ = weights(path, bundle)
     if not bundle.config.tied_embeddings:
         raise ValueError("a target with a head of its own: its draft's folder cannot share it")
-    own = {name: branch for name, branch in params.items() if name != "head"}
+    headless = {name: branch for name, branch in params.items() if name != "head"}
     whole = dataclasses.replace(config, tied_embeddings=True, head_rows=None)
-    huggingface.write(folder, whole, own, bundle.tokenizer)
+    huggingface.write(folder, whole, headless, bundle.tokenizer)
 
 
-def _read(
-    path: pathlib.Path, bundle: loading.Bundle
+def weights(
+    path: str | os.PathLike[str], bundle: loading.Bundle
 ) -> tuple[configs.TransformerConfig, dict[str, Any], np.ndarray]:
+    """What `read` makes a model of: its configuration, all weights, and the head's tokens.
+
+    Args and raises: as `read`.
+    """
     library = optional.require("safetensors")
     try:
         file = library.safe_open(str(path), framework="numpy")
@@ -136,17 +140,17 @@ def _read(
             f"{path}: the vocabulary table holds token {strange[0]}, outside the vocabulary "
             f"0…{config.vocab_size - 1}"
         )
-    weights = bundle.target.params
-    held: dict[str, Any] = {"embed": weights["embed"]}
+    own = bundle.target.params
+    held: dict[str, Any] = {"embed": own["embed"]}
     if huggingface.stored_name(("head", "kernel")) not in stored:
-        rows = weights["head"]["kernel"] if "head" in weights else weights["embed"]["embedding"]
+        rows = own["head"]["kernel"] if "head" in own else own["embed"]["embedding"]
         held["head"] = {"kernel": jax.device_put(rows[jnp.asarray(tokens)])}
     params = assembly.assemble(
         config,
         huggingface.stored_name,
         {name: tuple(part.get_shape()) for name, part in stored.items()},
         lambda name: file.get_tensor(name),
-        weights["norm"]["scale"].dtype,
+        own["norm"]["scale"].dtype,
         str(path),
         held,
     )

@@ -15,7 +15,7 @@ from specjax.checkpoints import tokenizer as tokenizers
 from specjax.models import config as configs
 from specjax.models import transformer
 
-__all__ = ["Bundle", "layer_truncated", "load"]
+__all__ = ["Bundle", "assemble", "layer_truncated", "load"]
 
 _FETCHED = {"smollm2-135m": fetch.smollm2}
 _HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -113,20 +113,31 @@ def layer_truncated(bundle: Bundle, layers: int) -> types.LanguageModel:
 
 def _from_gguf(name: str, path: pathlib.Path, dtype: jax.typing.DTypeLike) -> Bundle:
     config, params, metadata = gguf.read(path, dtype)
-    return _bundle(name, config, params, tokenizers.Tokenizer.from_gguf(metadata))
+    return assemble(name, config, params, tokenizers.Tokenizer.from_gguf(metadata))
 
 
 def _from_folder(name: str, folder: pathlib.Path, dtype: jax.typing.DTypeLike) -> Bundle:
     config, params = huggingface.read(folder, dtype)
-    return _bundle(name, config, params, huggingface.read_tokenizer(folder))
+    return assemble(name, config, params, huggingface.read_tokenizer(folder))
 
 
-def _bundle(
+def assemble(
     name: str,
     config: configs.TransformerConfig,
     params: dict[Any, Any],
     tokenizer: tokenizers.Tokenizer,
 ) -> Bundle:
+    """A bundle of parts that are at hand.
+
+    Args:
+      name: for messages.
+      config: the configuration.
+      params: its weights.
+      tokenizer: the tokenizer; its end-of-sequence tokens become the model's.
+
+    Raises:
+      ValueError: weights of another configuration, or a tokenizer that knows more tokens.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{name}: the tokenizer knows {tokenizer.vocab_size} tokens, but the embedding has "

@@ -3,6 +3,7 @@
 from specjax.training import (
     batches,
     core,
+    curves,
     data,
     distillation,
     fitting,
@@ -16,6 +17,7 @@ from specjax.training import (
 __all__ = [
     "batches",
     "core",
+    "curves",
     "data",
     "distillation",
     "fitting",

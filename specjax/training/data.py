@@ -10,8 +10,10 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from specjax import checkpoints, decoding, types
@@ -36,7 +38,7 @@ _LEFT = 1 / 8
 _STEPS = 16
 # Passages that one prompt holds at the most, and tokens of one.
 _MOST_PASSAGES = 3
-_LONGEST_PASSAGE = 200
+_LONGEST_PASSAGE = 160
 _LONGEST_PROMPT = 640
 _DRAWN = (0.8, 1.0)
 
@@ -50,7 +52,8 @@ class Settings:
       domains: the domains of the shards in turn, from `DOMAINS`; those that work on passages (or on
         user turns) need that domain earlier in the tuple.
       temperatures: of the answers, in turn within a batch; 0 is greedy.
-      batch: conversations a shard, decoded together.
+      answers: how many answers each prompt gets; they share its prefill.
+      batch: conversations a shard, decoded together; a multiple of `answers`.
       max_new_tokens: longest answer.
       taps: layers of the target whose features are recorded; empty for none.
       top: how many of the most probable tokens are recorded with their log-probabilities.
@@ -63,6 +66,7 @@ class Settings:
     seed: int = 0
     domains: tuple[str, ...] = GENERIC
     temperatures: tuple[float, ...] = (0.0, 0.8, 0.0, 1.0)
+    answers: int = 2
     batch: int = 128
     max_new_tokens: int = 160
     taps: tuple[int, ...] = ()
@@ -84,8 +88,10 @@ class Settings:
             raise ValueError("domain 'files' continues text files; name some")
         if not self.temperatures or min(self.temperatures) < 0:
             raise ValueError(f"temperatures={self.temperatures} must be some numbers, 0 or more")
-        for name in ("batch", "max_new_tokens"):
+        for name in ("batch", "max_new_tokens", "answers"):
             types.whole(name, getattr(self, name), 1)
+        if self.batch % self.answers:
+            raise ValueError(f"batch={self.batch} is no multiple of answers={self.answers}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,10 +245,11 @@ def _prompts(
 ) -> list[list[int]]:
     """The token ids of a shard's prompts."""
     generator = np.random.default_rng([settings.seed, index])
+    count = settings.batch // settings.answers
     if domain == "user_turn":
-        return [_opening(bundle)] * settings.batch
+        return [_opening(bundle)] * count
     if domain == "files":
-        return [_window(generator, files) for _ in range(settings.batch)]
+        return [_window(generator, files) for _ in range(count)]
     source = _needed(domain)
     texts = [
         _plain(bundle, shard, i, _LONGEST_PASSAGE)
@@ -251,12 +258,12 @@ def _prompts(
         for i in range(len(shard))
     ]
     asked = []
-    while len(asked) < settings.batch:
+    while len(asked) < count:
         if domain == "open":
             said = texts[int(generator.integers(len(texts)))]
         else:
-            count = 1 + int(generator.integers(_MOST_PASSAGES)) if texts else 0
-            joined = " ".join(texts[int(generator.integers(len(texts)))] for _ in range(count))
+            parts = 1 + int(generator.integers(_MOST_PASSAGES)) if texts else 0
+            joined = " ".join(texts[int(generator.integers(len(texts)))] for _ in range(parts))
             said = prompts.make(domain, generator, [joined] if texts else ())
         tokens = bundle.chat(said)
         if len(tokens) <= _LONGEST_PROMPT:
@@ -284,23 +291,25 @@ def _answers(
     recorder: types.Drafter,
 ) -> dict[str, np.ndarray]:
     """Decodes a batch and lays out a shard's arrays."""
-    count = len(asked)
+    count = settings.batch
     # One opening serves every user turn, so a greedy one would be the same each time.
     is_drawn = settings.domains[index % len(settings.domains)] == "user_turn"
-    temperatures = _DRAWN if is_drawn else settings.temperatures
-    temperature = np.resize(np.asarray(temperatures, np.float32), count)
-    first = np.uint32(index * settings.batch)
+    temperature = np.resize(
+        np.asarray(_DRAWN if is_drawn else settings.temperatures, np.float32), count
+    )
+    first = np.uint32(index * count)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(settings.seed), first + np.arange(count, dtype=np.uint32)
     )
-    stream = decoding.stream(
-        bundle.target,
-        recorder,
-        asked,
-        keys=keys,
-        max_new_tokens=settings.max_new_tokens,
-        sampling=types.Sampling(temperature),
-        steps=_STEPS,
+    sampling = types.Sampling(temperature)
+    options = {"max_new_tokens": settings.max_new_tokens}
+    one_each, state = decoding.init(
+        bundle.target, recorder, asked, sampling=types.Sampling(0.0), **options
+    )
+    repeated = _repeat((one_each, state), settings.answers)
+    request = dataclasses.replace(repeated[0], keys=keys, sampling=jax.tree.map(jnp.asarray, sampling))
+    stream = decoding.TokenStream(
+        bundle.target, recorder, request, repeated[1], "match", steps=_STEPS
     )
     running = np.full(count, True)
     for new in stream:
@@ -322,3 +331,10 @@ def _answers(
             for name in ("features", "normalizer", "top_tokens", "top_log_probs")
         },
     }
+
+
+def _repeat(tree: Any, times: int) -> Any:
+    """Every row so many times, in place of each other; what has no rows stays."""
+    return jax.tree.map(
+        lambda leaf: jnp.repeat(leaf, times, axis=0) if jnp.ndim(leaf) else jnp.copy(leaf), tree
+    )

@@ -1,0 +1,41 @@
+"""A target small enough to train drafts for within a minute: random weights, letters as tokens."""
+
+import jax
+import tokenizers
+
+from specjax import checkpoints, models
+
+__all__ = ["CONFIG", "bundle"]
+
+_SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
+_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CONFIG = models.TransformerConfig(
+    vocab_size=256 + len(_SPECIAL),
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=16,
+    context_length=2048,
+)
+
+
+def bundle() -> checkpoints.Bundle:
+    """The target with its tokenizer; the same every time."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: index for index, letter in enumerate(alphabet)}, [])
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(list(_SPECIAL))
+    tokenizer = checkpoints.Tokenizer(
+        inner, eos_ids=[inner.token_to_id("<|end|>")], chat_template=_TEMPLATE
+    )
+    # Sharper than usual, or its texts would hardly follow from anything.
+    params = models.init_params(CONFIG, jax.random.key(0), 2.0)
+    return checkpoints.assemble("tiny", CONFIG, params, tokenizer)
