@@ -10,7 +10,6 @@ model chooses among them.
 
 import dataclasses
 import json
-import math
 import pathlib
 import shlex
 import sys
@@ -241,7 +240,7 @@ def train(
 
 def _go_on_from(config: Config, bundle, objective, frozen):
     """The weights of an earlier draft, which must have the same shape."""
-    found, weights, tokens = checkpoints.drafts.weights(config.start_from, bundle)
+    found, weights, tokens = checkpoints.drafts.weights(str(config.start_from), bundle)
     if found != objective.config:
         raise ValueError(
             f"--start_from={config.start_from} is of another shape: {found}, and "
@@ -339,7 +338,7 @@ def table(report: dict[str, Any]) -> str:
         f"draft        {report['draft']}, {report['bytes'] / 1e6:.1f} MB",
         f"data         {data_part['answer_tokens']} tokens, {data_part['conversations']} "
         f"conversations, {data_part['minutes']:.1f} minutes",
-        f"vocabulary   {report['shape']['vocabulary']} tokens, {report['coverage']:.1%} of the text",
+        f"vocabulary   {report['shape']['vocabulary']} tokens, {report['coverage']:.1%} of text",
         f"training     {training['steps']} updates, {training['epochs']:.1f} epochs, "
         f"{training['minutes']:.1f} minutes",
         f"held out     overlap {measured['overlap']:.3f}, greedy agreement "

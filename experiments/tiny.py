@@ -33,9 +33,7 @@ def bundle() -> checkpoints.Bundle:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     inner.add_special_tokens(list(_SPECIAL))
-    tokenizer = checkpoints.Tokenizer(
-        inner, eos_ids=[inner.token_to_id("<|end|>")], chat_template=_TEMPLATE
-    )
+    tokenizer = checkpoints.Tokenizer(inner, eos_ids=[len(alphabet)], chat_template=_TEMPLATE)
     # Sharper than usual, or its texts would hardly follow from anything.
     params = models.init_params(CONFIG, jax.random.key(0), 2.0)
     return checkpoints.assemble("tiny", CONFIG, params, tokenizer)

@@ -1,6 +1,7 @@
-"""A model that speaks of a part of the vocabulary only (FR-Spec, Zhao et al. 2025, arXiv 2502.14856).
+"""A model that speaks of a part of the vocabulary only.
 
-At small sizes the head is most of what a draft step costs, and nearly all text is made of few
+FR-Spec (Zhao et al. 2025, arXiv 2502.14856) cuts the head of a draft to the tokens that are written
+most. At small sizes the head is most of what a draft step costs, and nearly all text is made of few
 tokens. The draft's law is 0 on the others, which no rule minds: verification keeps the target's law
 whatever the draft leaves out.
 """

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from flax import struct
 
@@ -28,12 +28,12 @@ class Batch:
       normalizer: float32[B, A], as in `shards.Shard`.
     """
 
-    tokens: jax.Array | np.ndarray
-    start: jax.Array | np.ndarray
-    length: jax.Array | np.ndarray
-    greedy: jax.Array | np.ndarray
-    features: jax.Array | np.ndarray
-    normalizer: jax.Array | np.ndarray
+    tokens: Any
+    start: Any
+    length: Any
+    greedy: Any
+    features: Any
+    normalizer: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,27 +150,32 @@ def step(
         value, weight, sums = objective(cast, frozen, part, key)
         return value.astype(jnp.float32), (weight, sums)
 
-    def add(carry, part_and_key):
-        made = jax.value_and_grad(total, has_aux=True)(state.params, *part_and_key)
-        return jax.tree.map(jnp.add, carry, made), None
-
+    differentiate = jax.value_and_grad(total, has_aux=True)
     if parts == 1:
-        summed = jax.value_and_grad(total, has_aux=True)(state.params, batch, key)
+        summed = differentiate(state.params, batch, key)
     else:
         split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
-        turns = (split, jax.random.split(key, parts))
-        first = jax.tree.map(lambda leaf: leaf[0], turns)
-        shapes = jax.eval_shape(jax.value_and_grad(total, has_aux=True), state.params, *first)
+
+        def add(carry, turn):
+            part, number = turn
+            made = differentiate(state.params, part, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, carry, made), None
+
+        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), split)
+        struct_of_key = jax.ShapeDtypeStruct(key.shape, key.dtype)
+        shapes = jax.eval_shape(differentiate, state.params, part, struct_of_key)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        summed, _ = jax.lax.scan(add, nothing, turns)
+        summed, _ = jax.lax.scan(add, nothing, (split, jnp.arange(parts, dtype=jnp.int32)))
     (value, (weight, sums)), gradient = summed
     weight = jnp.maximum(weight.astype(jnp.float32), 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / weight, gradient)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     shorter = jnp.minimum(1.0, numbers["clip"] / jnp.maximum(norm, 1e-12))
-    updates, optimizer = _ADAM.update(
-        jax.tree.map(lambda leaf: leaf * shorter, gradient), state.optimizer
-    )
+    # optax raises floats to whole numbers, which JAX's strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer = _ADAM.update(
+            jax.tree.map(lambda leaf: leaf * shorter, gradient), state.optimizer
+        )
 
     def move(leaf, update):
         # Norms and biases are not drawn to 0.
@@ -184,7 +189,7 @@ def step(
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     made = TrainState(state.step + 1, params, average, optimizer)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state)
-    report = {name: total / weight for name, total in sums.items()}
+    report = {name: part.astype(jnp.float32) / weight for name, part in sums.items()}
     report |= {
         "loss": loss,
         "gradient_norm": norm,

@@ -301,16 +301,12 @@ def _answers(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(settings.seed), first + np.arange(count, dtype=np.uint32)
     )
-    sampling = types.Sampling(temperature)
-    options = {"max_new_tokens": settings.max_new_tokens}
-    one_each, state = decoding.init(
-        bundle.target, recorder, asked, sampling=types.Sampling(0.0), **options
+    one_each = decoding.init(bundle.target, recorder, asked, max_new_tokens=settings.max_new_tokens)
+    request, state = _repeat(one_each, settings.answers)
+    request = dataclasses.replace(
+        request, keys=keys, sampling=types.Sampling(jnp.asarray(temperature))
     )
-    repeated = _repeat((one_each, state), settings.answers)
-    request = dataclasses.replace(repeated[0], keys=keys, sampling=jax.tree.map(jnp.asarray, sampling))
-    stream = decoding.TokenStream(
-        bundle.target, recorder, request, repeated[1], "match", steps=_STEPS
-    )
+    stream = decoding.TokenStream(bundle.target, recorder, request, state, "match", steps=_STEPS)
     running = np.full(count, True)
     for new in stream:
         running = np.asarray([len(tokens) > 0 for tokens in new])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Shard", "ShardError", "read", "write"]
+__all__ = ["ARRAYS", "Shard", "ShardError", "read", "write"]
 
 _SUMMARY = "shard.json"
 
@@ -76,7 +76,7 @@ class Shard:
         return self.tokens[begin:middle], self.tokens[middle:end]
 
 
-_ARRAYS = tuple(
+ARRAYS = tuple(
     field.name for field in dataclasses.fields(Shard) if field.name not in ("folder", "domain")
 )
 
@@ -92,7 +92,7 @@ def write(folder: pathlib.Path, domain: str, arrays: Mapping[str, np.ndarray]) -
     Raises:
       ShardError: it cannot be written, as on a full disk; nothing of it is left.
     """
-    assert sorted(arrays) == sorted(_ARRAYS), sorted(arrays)
+    assert sorted(arrays) == sorted(ARRAYS), sorted(arrays)
     part = folder.with_name(folder.name + ".part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -124,7 +124,7 @@ def read(folder: pathlib.Path) -> Shard:
     try:
         summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
         arrays = {}
-        for name in _ARRAYS:
+        for name in ARRAYS:
             path = folder / f"{name}.npy"
             if _checksum(path) != summary["arrays"][name]:
                 raise ShardError(f"{path} is damaged: it is not what was written; {remedy}")

@@ -19,77 +19,76 @@ __all__ = [
     "TOPICS",
 ]
 
-TOPICS = tuple(
+
+def _phrases(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(text.split()).strip(" ;").split("; "))
+
+
+TOPICS = _phrases(
     """
-the water cycle; black holes; the French Revolution; sourdough bread; electric cars; coral reefs;
-the immune system; chess openings; jazz music; solar power; the Roman Empire; volcanoes; honey bees;
-machine learning; the stock market; yoga; the human heart; container gardening; the Silk Road; coffee;
-earthquakes; vaccines; the moon landing; impressionist painting; wind turbines; sleep; recycling;
-the printing press; penguins; inflation; photography; the Great Wall of China; antibiotics; tea;
-bicycles; the periodic table; dinosaurs; public libraries; meditation; deserts; the violin; rivers;
-supply and demand; the Olympic Games; DNA; bread making; glaciers; the internet; dreams; whales;
-renewable energy; time management; the Industrial Revolution; hiking; Shakespeare; batteries; memory;
-urban planning; the Amazon rainforest; robots; budgeting; ballet; the solar system; migration; soap;
-climate change; football tactics; the nervous system; castles; trains; chocolate; job interviews;
-ancient Egypt; gravity; wolves; remote work; the Renaissance; databases; lighthouses; nutrition;
-tides; small businesses; the Vikings; public speaking; thunderstorms; democracy; cats; bridges;
-quantum computers; gardening in winter; the violin family; lakes; cryptography; marathon running;
-the Cold War; pottery; elephants; mountain weather; online shopping; parenting; folk tales; owls;
-interest rates; photosynthesis; the telephone; ocean currents; strength training; insects; maps;
-the Great Depression; pianos; air travel; habits; languages; forest fires; the Magna Carta; spices;
-compilers; sailing; astronomy for beginners; first aid; the steam engine; museums; friendship; rice;
-operating systems; the Ottoman Empire; butterflies; water purification; stress; mathematics; horses;
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    the water cycle; black holes; the French Revolution; sourdough bread; electric cars; coral
+    reefs; the immune system; chess openings; jazz music; solar power; the Roman Empire;
+    volcanoes; honey bees; machine learning; the stock market; yoga; the human heart; container
+    gardening; the Silk Road; coffee; earthquakes; vaccines; the moon landing; impressionist
+    painting; wind turbines; sleep; recycling; the printing press; penguins; inflation;
+    photography; the Great Wall of China; antibiotics; tea; bicycles; the periodic table;
+    dinosaurs; public libraries; meditation; deserts; the violin; rivers; supply and demand; the
+    Olympic Games; DNA; bread making; glaciers; the internet; dreams; whales; renewable energy;
+    time management; the Industrial Revolution; hiking; Shakespeare; batteries; memory; urban
+    planning; the Amazon rainforest; robots; budgeting; ballet; the solar system; migration; soap;
+    climate change; football tactics; the nervous system; castles; trains; chocolate; job
+    interviews; ancient Egypt; gravity; wolves; remote work; the Renaissance; databases;
+    lighthouses; nutrition; tides; small businesses; the Vikings; public speaking; thunderstorms;
+    democracy; cats; bridges; quantum computers; gardening in winter; the violin family; lakes;
+    cryptography; marathon running; the Cold War; pottery; elephants; mountain weather; online
+    shopping; parenting; folk tales; owls; interest rates; photosynthesis; the telephone; ocean
+    currents; strength training; insects; maps; the Great Depression; pianos; air travel; habits;
+    languages; forest fires; the Magna Carta; spices; compilers; sailing; astronomy for beginners;
+    first aid; the steam engine; museums; friendship; rice; operating systems; the Ottoman Empire;
+    butterflies; water purification; stress; mathematics; horses;
+    """
 )
 
-ASPECTS = tuple(
+ASPECTS = _phrases(
     """
-the history of; the main ideas behind; common mistakes about; the benefits of; the problems with;
-a beginner's guide to; the science of; surprising facts about; the future of; how people learn about;
-the economics of; why people care about; the most important things to know about; a short story about;
-the advantages and disadvantages of; the cultural importance of; three questions about
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    the history of; the main ideas behind; common mistakes about; the benefits of; the problems
+    with; a beginner's guide to; the science of; surprising facts about; the future of; how people
+    learn about; the economics of; why people care about; the most important things to know about;
+    a short story about; the advantages and disadvantages of; the cultural importance of; three
+    questions about
+    """
 )
 
-PROFESSIONS = tuple(
+PROFESSIONS = _phrases(
     """
-teacher; nurse; software engineer; chef; travel guide; historian; journalist; lawyer; farmer; pilot;
-architect; biologist; detective; librarian; carpenter; musician; mechanic; economist; poet; coach
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    teacher; nurse; software engineer; chef; travel guide; historian; journalist; lawyer; farmer;
+    pilot; architect; biologist; detective; librarian; carpenter; musician; mechanic; economist;
+    poet; coach
+    """
 )
 
-NAMES = tuple(
+NAMES = _phrases(
     """
-Anna; Ben; Clara; David; Elena; Farid; Grace; Hugo; Ines; Jonas; Kira; Liam; Maya; Noah; Olga; Pedro;
-Rosa; Sam; Tara; Victor; Wendy; Yusuf; Zoe; Amir; Lucy; Oscar
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    Anna; Ben; Clara; David; Elena; Farid; Grace; Hugo; Ines; Jonas; Kira; Liam; Maya; Noah; Olga;
+    Pedro; Rosa; Sam; Tara; Victor; Wendy; Yusuf; Zoe; Amir; Lucy; Oscar
+    """
 )
 
-PLACES = tuple(
+PLACES = _phrases(
     """
-Paris; Cairo; Brazil; Japan; Norway; the Alps; Kenya; Canada; Istanbul; New Zealand; Mexico City;
-the Mediterranean; India; Scotland; Peru; Vienna; Morocco; Chicago; Iceland; Sydney; Vietnam; Rome;
-South Africa; the Rocky Mountains; Berlin; Argentina; Seoul; Portugal; Alaska; Prague
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    Paris; Cairo; Brazil; Japan; Norway; the Alps; Kenya; Canada; Istanbul; New Zealand; Mexico
+    City; the Mediterranean; India; Scotland; Peru; Vienna; Morocco; Chicago; Iceland; Sydney;
+    Vietnam; Rome; South Africa; the Rocky Mountains; Berlin; Argentina; Seoul; Portugal; Alaska;
+    Prague
+    """
 )
 
-GOODS = tuple(
+GOODS = _phrases(
     """
-apples; books; pencils; tickets; cookies; marbles; shirts; chairs; stamps; bottles; flowers; toys;
-eggs; cards; lamps; bricks; candles; sandwiches; plants; notebooks; coins; oranges; balls; cakes
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    apples; books; pencils; tickets; cookies; marbles; shirts; chairs; stamps; bottles; flowers;
+    toys; eggs; cards; lamps; bricks; candles; sandwiches; plants; notebooks; coins; oranges;
+    balls; cakes
+    """
 )
 
 # (what the function takes, its name in code, its annotation, an example value)
@@ -176,36 +175,35 @@ CODE_CONDITIONS = {
     "List[List[int]]": ("even", "odd", "positive", "negative", "diagonal", "non-zero"),
 }
 
-CODE_TASKS = tuple(
+CODE_TASKS = _phrases(
     """
-reads a CSV file and prints the average of each column; sorts a list with quicksort; checks whether
-a string is a palindrome; implements a stack with push and pop; counts the words in a text file;
-finds the shortest path in a grid; converts temperatures between Celsius and Fahrenheit; prints the
-first n prime numbers; merges two sorted lists; implements binary search; reverses a linked list;
-computes the factorial of a number with recursion; removes duplicates from a list; validates an email
-address with a regular expression; simulates rolling two dice; builds a to-do list in the terminal;
-parses a JSON file and prints its keys; draws a multiplication table; finds the most common word;
-implements a queue with two stacks; computes the Fibonacci sequence with memoization; counts vowels;
-flattens a nested list; checks whether brackets are balanced; rotates a matrix by ninety degrees;
-caches the results of a function; writes a simple HTTP server; encrypts a text with a Caesar cipher;
-groups words that are anagrams of each other; computes the greatest common divisor; defines a class
-for a bank account; defines a class for a rectangle with area and perimeter; downloads a web page;
-finds the two numbers in a list that add up to a target; prints a calendar month; sums the digits
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    reads a CSV file and prints the average of each column; sorts a list with quicksort; checks
+    whether a string is a palindrome; implements a stack with push and pop; counts the words in a
+    text file; finds the shortest path in a grid; converts temperatures between Celsius and
+    Fahrenheit; prints the first n prime numbers; merges two sorted lists; implements binary
+    search; reverses a linked list; computes the factorial of a number with recursion; removes
+    duplicates from a list; validates an email address with a regular expression; simulates
+    rolling two dice; builds a to-do list in the terminal; parses a JSON file and prints its keys;
+    draws a multiplication table; finds the most common word; implements a queue with two stacks;
+    computes the Fibonacci sequence with memoization; counts vowels; flattens a nested list;
+    checks whether brackets are balanced; rotates a matrix by ninety degrees; caches the results
+    of a function; writes a simple HTTP server; encrypts a text with a Caesar cipher; groups words
+    that are anagrams of each other; computes the greatest common divisor; defines a class for a
+    bank account; defines a class for a rectangle with area and perimeter; downloads a web page;
+    finds the two numbers in a list that add up to a target; prints a calendar month; sums the
+    digits
+    """
 )
 
-EDITS = tuple(
+EDITS = _phrases(
     """
-Correct the spelling and grammar of this text; Rewrite this text in simpler words; Make this text
-more formal; Repeat this text exactly; Rewrite this text in the past tense; Turn this text into a
-list of bullet points; Shorten this text to two sentences; Rewrite this text for a child; Replace
-every name in this text by another one; Improve the style of this text; Rewrite this text as an email;
-Rewrite the following in the first person; Put a title above this text and repeat it; Continue this text
-""".replace("\n", " ")
-    .strip(" ;")
-    .split("; ")
+    Correct the spelling and grammar of this text; Rewrite this text in simpler words; Make this
+    text more formal; Repeat this text exactly; Rewrite this text in the past tense; Turn this
+    text into a list of bullet points; Shorten this text to two sentences; Rewrite this text for a
+    child; Replace every name in this text by another one; Improve the style of this text; Rewrite
+    this text as an email; Rewrite the following in the first person; Put a title above this text
+    and repeat it; Continue this text
+    """
 )
 
 # For each language: subjects, verbs with objects, and endings; every combination is a sentence.
@@ -243,7 +241,8 @@ SENTENCES = {
         "vende libros antiguos desde hace años; prevé bajar los impuestos; "
         "interrogó ayer a varios testigos; espera una respuesta del tribunal",
         "; , aunque los costes han subido; , porque mucha gente lo espera; "
-        ", según un informe reciente; y espera la ayuda de los vecinos; para informar mejor al público",
+        ", según un informe reciente; y espera la ayuda de los vecinos;"
+        " para informar mejor al público",
     ),
 }
 

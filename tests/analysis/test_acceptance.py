@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import analysis, trees
+from specjax import analysis, trees, verification
 from tests.verification import kinds
 
 TREES = {"chain": trees.chain(2), "tree": trees.from_parents([0, 0, 1])}

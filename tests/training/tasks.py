@@ -1,0 +1,38 @@
+"""A small target with a tokenizer, its data, and an objective whose optimum is known."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from experiments import tiny
+from specjax import checkpoints
+from specjax.training import data, shards
+
+SETTINGS = data.Settings(
+    domains=("passage", "user_turn", "open", "code", "editing"),
+    batch=8,
+    max_new_tokens=24,
+    taps=(tiny.CONFIG.num_layers,),
+    top=4,
+)
+
+
+@functools.cache
+def bundle() -> checkpoints.Bundle:
+    return tiny.bundle()
+
+
+def make(folder: pathlib.Path, tokens: int = 600, **changes) -> list[shards.Shard]:
+    import dataclasses
+
+    return data.generate(bundle(), folder, tokens, dataclasses.replace(SETTINGS, **changes))
+
+
+def regression(params, frozen, batch, key):
+    """Least squares, with a number that hangs on the key; examples are rows."""
+    off = jnp.sum((batch["x"] @ params["w"].T + params["b"][None] - batch["y"]) ** 2, axis=1)
+    drawn = jax.random.uniform(key, off.shape, off.dtype)
+    total = jnp.sum(off * frozen["weight"].astype(off.dtype))
+    return total, jnp.float32(off.shape[0]), {"drawn": jnp.sum(drawn)}
