@@ -1,7 +1,14 @@
 """Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
 
+from specjax.decoding.automatic import (
+    Cost,
+    best_length,
+    decode_automatically,
+    generate_automatically,
+)
 from specjax.decoding.generation import (
     TokenStream,
+    advance,
     autoregressive,
     decode,
     first_draft,
@@ -25,6 +32,7 @@ from specjax.decoding.state import (
 
 __all__ = [
     "NOTHING",
+    "Cost",
     "DecodeResult",
     "DecodeState",
     "FinishReason",
@@ -32,10 +40,14 @@ __all__ = [
     "Statistics",
     "StepInfo",
     "TokenStream",
+    "advance",
     "autoregressive",
+    "best_length",
     "decode",
+    "decode_automatically",
     "first_draft",
     "generate",
+    "generate_automatically",
     "init",
     "no_statistics",
     "record",

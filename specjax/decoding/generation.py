@@ -15,6 +15,8 @@ from specjax.decoding import state as states
 
 __all__ = [
     "TokenStream",
+    "advance",
+    "as_result",
     "autoregressive",
     "decode",
     "first_draft",
@@ -76,7 +78,31 @@ def decode(
     # room for.
     most_steps = jnp.asarray(state.tokens.shape[1], jnp.int32)
     state, statistics = _run(target, drafter, request, state, statistics, most_steps, form.rule)
-    return _result(state, statistics)
+    return as_result(state, statistics)
+
+
+def advance(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    request: states.Request,
+    state: states.DecodeState,
+    rule: str | types.VerificationRule | None = None,
+    steps: int = 1,
+) -> tuple[states.DecodeState, states.Statistics]:
+    """Some steps of a decode, fewer where every row finishes before.
+
+    Args:
+      target, drafter, request, state, rule: as in `decode`.
+      steps: target steps at the most.
+
+    Returns:
+      The state, and the counts of these steps alone.
+    """
+    requests.check(target, drafter, state)
+    form = _form(target, drafter, rule)
+    statistics = states.no_statistics(state.length.shape[0], form.depth)
+    most_steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
+    return _run(target, drafter, request, state, statistics, most_steps, form.rule)
 
 
 def autoregressive(
@@ -157,7 +183,7 @@ class TokenStream(Iterator[list[list[int]]]):
     @property
     def result(self) -> states.DecodeResult:
         """The decode so far; its state goes on, after which this stream cannot."""
-        return _result(self._state, jax.tree.map(jnp.copy, self._statistics))
+        return as_result(self._state, jax.tree.map(jnp.copy, self._statistics))
 
 
 def rule_for(
@@ -218,7 +244,8 @@ def first_draft(target: types.LanguageModel, drafter: types.Drafter) -> types.Dr
 _run = jax.jit(speculative.run, static_argnames=("rule",), donate_argnames=("state", "statistics"))
 
 
-def _result(state: states.DecodeState, statistics: states.Statistics) -> states.DecodeResult:
+def as_result(state: states.DecodeState, statistics: states.Statistics) -> states.DecodeResult:
+    """What a decode gave so far, from which it can go on."""
     # Copies, since going on from the state donates its buffers.
     return states.DecodeResult(
         tokens=jnp.copy(state.tokens),

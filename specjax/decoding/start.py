@@ -12,7 +12,7 @@ from specjax import sampling, trees, types
 from specjax.decoding import requests, speculative
 from specjax.decoding import state as states
 
-__all__ = ["init"]
+__all__ = ["check_state", "init"]
 
 # Capacities are rounded up to this many slots, so that prompts of like length share programs.
 _CAPACITY_STEP = 128
@@ -72,7 +72,7 @@ def init(
     batch, widest = tokens.shape
     after = counts
     if state is not None:
-        _check_state(drafter, state)
+        check_state(drafter, state)
         rows, slots = state.tokens.shape
         if rows != batch:
             raise ValueError(f"the state has {rows} rows, and {batch} prompts were given to go on")
@@ -119,7 +119,7 @@ def init(
     return request, _start(target, drafter, text, counts, request.limit, room, width)
 
 
-def _check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
+def check_state(drafter: types.Drafter, state: states.DecodeState) -> None:
     """Refuses a state that cannot go on, before anything of it is consumed."""
     speculative.check_room(drafter.nodes, state)
     batch, slots = state.tokens.shape

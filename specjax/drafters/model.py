@@ -16,7 +16,8 @@ __all__ = ["model"]
 @struct.dataclass
 class _Params:
     model: types.LanguageModel
-    stop_below: jax.Array
+    stop_below: jax.Array | None
+    stop_above: jax.Array | None
 
 
 def model(
@@ -25,7 +26,8 @@ def model(
     *,
     greedy: bool = False,
     coupled: bool = False,
-    stop_below: float = 0.0,
+    stop_below: float | None = None,
+    stop_above: float | None = None,
 ) -> types.Drafter:
     """Drafts a chain of up to `length` tokens, drawn from the draft model's warped law.
 
@@ -37,10 +39,12 @@ def model(
         where the models agree, so do the draws (Daliri et al. 2024, arXiv 2408.07978).
       stop_below: stops before a token when the draft model's largest probability (at temperature 1)
         is below this. The drawn token itself never decides: dropping a drawn token would be lossy.
+      stop_above: stops before a token when the entropy of the draft model's law (at temperature 1,
+        in nats) is above this.
 
     Raises:
-      ValueError: no `LanguageModel`, `length` below 1, `stop_below` outside [0, 1], or both
-        `greedy` and `coupled`.
+      ValueError: no `LanguageModel`, `length` below 1, `stop_below` outside [0, 1], `stop_above`
+        below 0, or both `greedy` and `coupled`.
     """
     memory.check(draft_model)
     length = types.whole("draft length", length, 1)
@@ -48,10 +52,14 @@ def model(
         raise ValueError(
             "greedy=True and coupled=True exclude each other: greedy drafts draw nothing"
         )
-    if not 0 <= stop_below <= 1:
+    if stop_below is not None and not 0 <= stop_below <= 1:
         raise ValueError(f"stop_below={stop_below} must be a probability between 0 and 1")
+    if stop_above is not None and not stop_above >= 0:
+        raise ValueError(f"stop_above={stop_above} must be an entropy in nats, 0 or more")
+    # Left None they are no part of the program.
+    stops = (None if stop is None else jnp.float32(stop) for stop in (stop_below, stop_above))
     return types.Drafter(
-        params=_Params(draft_model, jnp.asarray(stop_below, jnp.float32)),
+        params=_Params(draft_model, *stops),
         init=_init,
         prefill=_prefill,
         propose=_Propose(length, greedy, coupled),
@@ -95,8 +103,7 @@ class _Propose:
                 jnp.broadcast_to(depth, (batch, 1)),
             )
             law = sampling.warp(context.sampling, logits[:, None], past)[:, 0]
-            confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
-            going = going & (confidence >= params.stop_below)
+            going = going & _sure(params, logits)
             if draft_model.context_length is not None:
                 going = going & (context.length + depth <= draft_model.context_length)
             # At a dead end of a constraint, which the text alone decides, there is none to draft.
@@ -148,6 +155,21 @@ class _Propose:
             siblings="coupled" if self.coupled else "independent",
         )
         return draft, dataclasses.replace(state, cache=cache, fed=depth - 1)
+
+
+def _sure(params: _Params, logits: jax.Array) -> jax.Array | bool:
+    """Whether the law of logits[B, V] is one to draft from: bool[B]."""
+    if params.stop_below is None and params.stop_above is None:
+        return True
+    log_law = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    law = jnp.exp(log_law)
+    sure = jnp.ones(law.shape[:1], bool)
+    if params.stop_below is not None:
+        sure &= jnp.max(law, axis=-1) >= params.stop_below
+    if params.stop_above is not None:
+        entropy = -jnp.sum(jnp.where(law > 0, law * log_law, 0.0), axis=-1)
+        sure &= entropy <= params.stop_above
+    return sure
 
 
 def _update(params: _Params, state, context, draft, verdict, output) -> memory.Memory:

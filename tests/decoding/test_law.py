@@ -48,6 +48,7 @@ SPECULATION = {
     "token": ("token", lambda draft: drafters.model(draft, 3)),
     "block": ("block", lambda draft: drafters.model(draft, 3)),
     "block-stopping": ("block", lambda draft: drafters.model(draft, 3, stop_below=0.45)),
+    "block-unsure": ("block", lambda draft: drafters.model(draft, 3, stop_above=1.0)),
     "match": ("match", lambda draft: drafters.prompt_lookup(3, shortest=1)),
 }
 

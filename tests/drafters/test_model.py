@@ -107,13 +107,12 @@ def test_a_greedy_draft_is_deterministic(draft_model):
 
 
 @pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
-def test_stop_below_decides_before_the_token_is_drawn(greedy):
-    """Presence is a function of the prefix: by the model's confidence, whatever was drawn next."""
-    batch, size, threshold = 256, 3, 0.45
+@pytest.mark.parametrize("stop", [{"stop_below": 0.45}, {"stop_above": 1.35}], ids=list)
+def test_stopping_is_decided_before_the_token_is_drawn(greedy, stop):
+    """Presence is a function of the prefix: by the model's own law, whatever was drawn next."""
+    batch, size = 256, 3
     model = driving.build("tabular")
-    decode = driving.Decode(
-        drafters.model(model, size, greedy=greedy, stop_below=threshold), [[1, 3]] * batch
-    )
+    decode = driving.Decode(drafters.model(model, size, greedy=greedy, **stop), [[1, 3]] * batch)
     # Confidence is taken at temperature 1, whatever the request's.
     decode.settings = types.Sampling(temperature=1.5)
     draft = decode.propose()
@@ -122,7 +121,11 @@ def test_stop_below_decides_before_the_token_is_drawn(greedy):
     by_prefix = {}
     for depth in range(size):
         logits = driving.fresh_logits(model, jnp.asarray(tokens), jnp.asarray(length))
-        going &= np.asarray(jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)) >= threshold
+        law = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64)
+        if "stop_below" in stop:
+            going &= law.max(axis=-1) >= stop["stop_below"]
+        else:
+            going &= -np.sum(law * np.log(law), axis=-1) <= stop["stop_above"]
         np.testing.assert_array_equal(draft.present[:, depth], going)
         drafted = np.asarray(draft.tokens)
         for row in range(batch):
@@ -161,6 +164,17 @@ def test_stop_below_is_traced():
     assert found[0] == 12 and found[2] == 0 and 0 < found[1] < 12
 
 
+def test_stopping_never_where_nothing_asks_for_it():
+    """Stops left out are no part of the program; stops that always allow draft the same."""
+    model = driving.build("tabular")
+    found = [
+        driving.Decode(drafters.model(model, 3, **stop), driving.TEXTS).propose()
+        for stop in ({}, {"stop_below": 0.0, "stop_above": 99.0})
+    ]
+    chex.assert_trees_all_equal(found[0].tokens, found[1].tokens)
+    assert np.all(found[0].present) and np.all(found[1].present)
+
+
 def test_a_draft_model_of_another_vocabulary_is_refused():
     other = models.tabular_model(jnp.zeros((7,)))
     with pytest.raises(ValueError, match="has 7 tokens and the target's 6"):
@@ -172,6 +186,9 @@ def test_a_draft_model_of_another_vocabulary_is_refused():
 def test_bad_settings_print_their_values():
     with pytest.raises(ValueError, match="length=0"):
         drafters.model(driving.build("tabular"), 0)
+    for stop in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"stop_above={stop}"):
+            drafters.model(driving.build("tabular"), 3, stop_above=stop)
     for stop in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"stop_below={stop}"):
             drafters.model(driving.build("tabular"), 3, stop_below=stop)

@@ -1,0 +1,187 @@
+"""The draft length chosen on the way: by the acceptance so far, and what steps cost.
+
+Leviathan et al. 2023 (arXiv 2211.17192, theorem 3.8) give the speedup of a draft length K where
+every draft is accepted with one probability; measured acceptance at each position beats that model,
+since later drafts are accepted less. A decode goes in pieces of a few steps, each with the length
+that promises most; a length is a program of its own, and a few are enough.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import types
+from specjax.decoding import generation, plain, requests, start
+from specjax.decoding import state as states
+
+__all__ = ["Cost", "best_length", "decode_automatically", "generate_automatically"]
+
+# What is believed before anything is measured: as many drafts, of which this part is accepted.
+_PRIOR_COUNT = 4.0
+_PRIOR_RATE = 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What steps cost on a machine, in plain steps of the target.
+
+    Attributes:
+      draft: c, a drafted token.
+      passes: v by width: pairs (T, v(T)), T rising from 1; between them v is a straight line, and
+        beyond the last it goes on as before it.
+      overhead: what a step costs beside its drafts and its pass.
+
+    Raises:
+      ValueError: a cost below 0, or widths that do not rise from 1.
+    """
+
+    draft: float
+    passes: tuple[tuple[int, float], ...]
+    overhead: float = 0.0
+
+    def __post_init__(self):
+        widths = [width for width, _ in self.passes]
+        if not widths or widths[0] != 1 or any(np.diff(widths) <= 0):
+            raise ValueError(f"passes={self.passes}: widths must rise from 1")
+        if self.draft < 0 or self.overhead < 0 or min(cost for _, cost in self.passes) <= 0:
+            raise ValueError(f"{self}: a cost must not be below 0")
+
+    def of_pass(self, width: int) -> float:
+        """v(T), a pass of the target over T tokens."""
+        if len(self.passes) == 1:
+            return self.passes[0][1]
+        right = next((i for i, (w, _) in enumerate(self.passes) if w >= width), -1)
+        right = max(right % len(self.passes), 1)
+        (x, low), (y, high) = self.passes[right - 1], self.passes[right]
+        return low + (high - low) * (width - x) / (y - x)
+
+    def speedup(self, acceptance: Sequence[float], length: int) -> float:
+        """Over plain decoding, with drafts of K = `length` tokens; 1 for 0.
+
+        Args:
+          acceptance: of the draft at each position, given that those before it were accepted; the
+            last one stands for all later positions.
+          length: K.
+        """
+        rates = [acceptance[min(i, len(acceptance) - 1)] for i in range(length)]
+        emitted = 1.0 + float(np.sum(np.cumprod(rates)))
+        if length == 0:
+            return 1.0
+        return emitted / (length * self.draft + self.of_pass(length + 1) + self.overhead)
+
+
+def best_length(
+    cost: Cost, tested: np.ndarray, accepted: np.ndarray, lengths: Sequence[int]
+) -> int:
+    """The length of the best expected speedup, after so many drafts tested and accepted.
+
+    Args:
+      cost: of the machine.
+      tested, accepted: int[D], as in `Statistics`, summed over rows.
+      lengths: to choose among.
+    """
+    rates, before = [], _PRIOR_RATE
+    for drafts, good in zip(tested, accepted, strict=True):
+        # A position that few drafts came to is held to be as good as the one before it.
+        before = float((good + _PRIOR_COUNT * before) / (drafts + _PRIOR_COUNT))
+        rates.append(before)
+    return max(lengths, key=lambda length: cost.speedup(rates, length))
+
+
+def generate_automatically(
+    target: types.LanguageModel,
+    choices: Mapping[int, types.Drafter],
+    prompts: requests.Prompts,
+    cost: Cost,
+    *,
+    rule: str | types.VerificationRule | None = None,
+    steps: int = 8,
+    **options: Any,
+) -> states.DecodeResult:
+    """Decodes as `generate` does, with draft lengths chosen on the way.
+
+    The text has the law of plain decoding: a length hangs on what was accepted before its draft is
+    made, never on the draft.
+
+    Args:
+      target: the model whose law is kept.
+      choices: drafters by draft length K, alike but for it, so that one's memory serves the others.
+      prompts: as in `generate`.
+      cost: of the machine.
+      rule: as in `generate`.
+      steps: target steps between choices.
+      **options: see `init`.
+
+    Returns:
+      A `DecodeResult` whose statistics are of the depth of the longest choice.
+
+    Raises:
+      ValueError: as `generate`; no choices, or drafters whose memories differ.
+    """
+    longest = _longest(choices)
+    for drafter in choices.values():
+        generation.rule_for(target, drafter, rule)
+    request, state = start.init(target, longest, prompts, **options)
+    return decode_automatically(target, choices, request, state, cost, rule, steps)
+
+
+def decode_automatically(
+    target: types.LanguageModel,
+    choices: Mapping[int, types.Drafter],
+    request: states.Request,
+    state: states.DecodeState,
+    cost: Cost,
+    rule: str | types.VerificationRule | None = None,
+    steps: int = 8,
+) -> states.DecodeResult:
+    """As `generate_automatically`, after an `init` with the longest of the choices.
+
+    Args:
+      state: consumed.
+      The others: as there.
+    """
+    longest = _longest(choices)
+    start.check_state(longest, state)
+    for drafter in choices.values():
+        start.check_state(drafter, state)
+    rules = {K: generation.rule_for(target, drafter, rule) for K, drafter in choices.items()}
+    depth = max(choices)
+    tested, accepted = np.zeros(depth, int), np.zeros(depth, int)
+    statistics = states.no_statistics(state.length.shape[0], depth)
+    running = states.FinishReason.RUNNING
+    while np.any(np.asarray(state.finish) == running):
+        length = best_length(cost, tested, accepted, sorted(choices))
+        state, made = generation.advance(
+            target, choices[length], request, state, rules[length], steps
+        )
+        made = _deepen(made, depth)
+        tested += np.sum(np.asarray(made.tested), axis=0)
+        accepted += np.sum(np.asarray(made.accepted), axis=0)
+        statistics = jax.tree.map(jnp.add, statistics, made)
+    return generation.as_result(state, statistics)
+
+
+def _longest(choices: Mapping[int, types.Drafter]) -> types.Drafter:
+    if not choices or min(choices) < 1:
+        raise ValueError(f"choices={sorted(choices)} must be some draft lengths of at least 1")
+    for length, drafter in choices.items():
+        if drafter.nodes != length or drafter is plain.NOTHING:
+            raise ValueError(
+                f"choices[{length}] drafts {drafter.nodes} tokens; give each drafter its length"
+            )
+    return choices[max(choices)]
+
+
+def _deepen(statistics: states.Statistics, depth: int) -> states.Statistics:
+    """The same counts, for drafts of up to `depth`."""
+    more = ((0, 0), (0, depth - statistics.tested.shape[1]))
+    return dataclasses.replace(
+        statistics,
+        tested=jnp.pad(statistics.tested, more),
+        accepted=jnp.pad(statistics.accepted, more),
+        histogram=jnp.pad(statistics.histogram, more),
+    )
