@@ -10,7 +10,6 @@ import os
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -143,8 +142,7 @@ def weights(
     own = bundle.target.params
     held: dict[str, Any] = {"embed": own["embed"]}
     if huggingface.stored_name(("head", "kernel")) not in stored:
-        rows = own["head"]["kernel"] if "head" in own else own["embed"]["embedding"]
-        held["head"] = {"kernel": jax.device_put(rows[jnp.asarray(tokens)])}
+        held["head"] = {"kernel": transformer.head_kernel(own)[jnp.asarray(tokens)]}
     params = assembly.assemble(
         config,
         huggingface.stored_name,

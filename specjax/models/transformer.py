@@ -26,6 +26,7 @@ __all__ = [
     "Linear",
     "RMSNorm",
     "Transformer",
+    "head_kernel",
     "init_params",
     "language_model",
     "parameter_shapes",
@@ -189,6 +190,11 @@ def parameter_shapes(config: configs.TransformerConfig) -> dict:
     """The weights as nested dicts of `jax.ShapeDtypeStruct`, float32, kernels [out, in]."""
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
+
+
+def head_kernel(params: Any) -> jax.Array:
+    """The head's rows [V, H]: its own, or the embedding that it is tied to."""
+    return params["head"]["kernel"] if "head" in params else params["embed"]["embedding"]
 
 
 def init_params(config: configs.TransformerConfig, key: jax.Array, scale: float = 1.0) -> dict:

@@ -79,8 +79,9 @@ class Batches:
             )
         self._order: tuple[int, list[tuple[int, list[_Place]]]] = (-1, [])
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step; the same for the same shards and seed."""
+    def __call__(self, step: int, params: Any = None) -> Batch:
+        """The batch of a step; the same for the same shards and seed, whatever the params."""
+        del params
         epoch, index = divmod(step, self.per_epoch)
         if self._order[0] != epoch:
             self._order = epoch, self._shuffled(epoch)

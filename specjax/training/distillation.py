@@ -122,9 +122,7 @@ def begin(
         return {**layer, "ffn": {**chosen, "down": down}}
 
     layers = {place: narrow(weights["layers"][layer]) for place, layer in enumerate(shape.layers)}
-    rows = (weights["embed"]["embedding"] if "head" not in weights else weights["head"]["kernel"])[
-        jnp.asarray(tokens)
-    ]
+    rows = transformer.head_kernel(weights)[jnp.asarray(tokens)]
     return (
         {"layers": layers, "norm": weights["norm"]},
         {

@@ -24,7 +24,7 @@ def fit(
     objective: core.Objective,
     params: Any,
     frozen: Any,
-    batches: Callable[[int], Any],
+    batches: Callable[[int, Any], Any],
     schedule: core.Schedule,
     folder: pathlib.Path | str,
     *,
@@ -45,7 +45,8 @@ def fit(
 
     Args:
       objective, params, frozen, parts, dtype: as `core.step` takes them.
-      batches: the batch of a step, a function of its number alone.
+      batches: `(step, params) -> batch`, a function of the step's number alone or, where a draft
+        trains on what it writes itself, of what is being trained too.
       schedule: rates, and how many steps.
       folder: checkpoints and `metrics.jsonl`, a line a step; holds one run only.
       seed: of the objective's key.
@@ -77,7 +78,7 @@ def fit(
         began = time.monotonic() - seconds
         with (folder / _METRICS).open("a", encoding="utf-8") as metrics:
             for number in range(first, schedule.steps):
-                batch = batches(number)
+                batch = batches(number, state.params)
                 if mesh is not None:
                     batch = core.place(batch, mesh, rows=True)
                 state, told = core.step(

@@ -10,7 +10,7 @@ import pytest
 import specjax
 from specjax import checkpoints, decoding, drafters, models
 from specjax.checkpoints import huggingface
-from specjax.training import batches, core, distillation, losses
+from specjax.training import batches, core, distillation, fitting, losses, on_policy
 from tests.training import tasks
 
 SHAPE = distillation.Shape((0, 3), 96, 120)
@@ -329,3 +329,59 @@ def test_bad_vocabulary_tables_are_named(tokens, table, message):
 def test_bad_shapes_are_named(shape, message):
     with pytest.raises(ValueError, match=message):
         distillation.configure(tasks.bundle().config, shape)
+
+
+def test_judged_text_has_the_laws_that_recording_gives(held):
+    batch = batches.Batches(held, 1024, 0)(0)
+    bundle = tasks.bundle()
+    judged = on_policy.judge(
+        bundle.target, batch.tokens, batch.start, batch.length, batch.normalizer.shape[1]
+    )
+    for row, length in enumerate(batch.length):
+        for name in ("features", "normalizer"):
+            np.testing.assert_allclose(
+                np.asarray(getattr(judged, name)[row, :length], np.float32),
+                np.asarray(getattr(batch, name)[row, :length], np.float32),
+                rtol=2e-3,
+                atol=2e-3,
+            )
+
+
+def test_a_draft_trains_on_what_it_writes_and_resumes_to_the_bit(held, tokens, tmp_path):
+    objective, params, frozen = begun(tokens)
+    bundle = tasks.bundle()
+    recorded = batches.Batches(held, 1024, 0)
+
+    def fit(folder, **options):
+        own = on_policy.OnPolicy(bundle, objective, frozen, recorded, share=0.5, every=2)
+        schedule = core.Schedule(8, 1e-3, warmup=1)
+        return fitting.fit(
+            objective, params, frozen, own, schedule, folder, save_every=2, **options
+        )
+
+    def stop(line):
+        if line["step"] == 5:
+            raise KeyboardInterrupt
+
+    fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "parts", report=stop)
+    fit(tmp_path / "parts")
+    losses_of = [
+        [line["loss"] for line in fitting.read_metrics(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
+    assert losses_of[0] == losses_of[1]
+    own = on_policy.OnPolicy(bundle, objective, frozen, recorded, share=0.5, every=2)
+    first, second = own(0, params), own(1, params)
+    np.testing.assert_array_equal(second.tokens, recorded(1).tokens)
+    texts = {
+        row[a : a + n].tobytes()
+        for row, a, n in zip(first.tokens, first.start, first.length, strict=True)
+    }
+    assert not texts & {
+        row[a : a + n].tobytes()
+        for row, a, n in zip(recorded(0).tokens, recorded(0).start, recorded(0).length, strict=True)
+    }
+    with pytest.raises(ValueError, match="share=2"):
+        on_policy.OnPolicy(bundle, objective, frozen, recorded, share=2)

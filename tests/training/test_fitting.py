@@ -20,7 +20,7 @@ from tests.training import tasks
 SCHEDULE = core.Schedule(12, 0.1, warmup=2)
 
 
-def batches(number):
+def batches(number, params=None):
     keys = jax.random.split(jax.random.key(number))
     return {name: jax.random.normal(key, (4, 2)) for name, key in zip("xy", keys, strict=True)}
 
@@ -83,7 +83,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 
 def test_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
-    def poisoned(number):
+    def poisoned(number, params):
         batch = batches(number)
         return {**batch, "y": batch["y"] * jnp.nan} if number == 7 else batch
 

@@ -1,0 +1,145 @@
+"""Batches of what the draft writes itself, judged by the target.
+
+A draft that was only ever shown the target's text does not know where its own drafts lead;
+on-policy distillation (Agarwal et al. 2024, arXiv 2306.13649; DistillSpec, Zhou et al. 2023, arXiv
+2310.08461, section 4) trains it there. The draft answers prompts, one pass of the target gives its
+laws of those answers, and what follows is as with recorded text.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import checkpoints, decoding, types
+from specjax.models import transformer
+from specjax.training import batches, distillation
+
+__all__ = ["OnPolicy", "judge"]
+
+# Answer places whose whole laws are held at a time, for their normalizers.
+_CHUNK = 256
+
+
+class OnPolicy:
+    """Batches that are a mixture of recorded text and the draft's own.
+
+    In blocks of `every` steps: at a block's first the draft, as it then is, answers as many prompts
+    as the block needs. A run that saves at multiples of `every` resumes to the bit.
+
+    Args:
+      bundle: the target.
+      objective: knows the draft's configuration.
+      frozen: the target's part of the draft.
+      recorded: batches of recorded text, which give the other steps, and the prompts.
+      share: of the steps, how many are the draft's own text.
+      every: steps between one draft and the next that writes.
+      temperature: at which it writes.
+      seed: of what it writes.
+
+    Raises:
+      ValueError: a share outside 0…1.
+    """
+
+    def __init__(
+        self,
+        bundle: checkpoints.Bundle,
+        objective: distillation.Distillation,
+        frozen: Any,
+        recorded: batches.Batches,
+        *,
+        share: float = 0.5,
+        every: int = 20,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ):
+        if not 0 <= share <= 1:
+            raise ValueError(f"share={share} of the steps must lie between 0 and 1")
+        self._bundle, self._objective, self._frozen = bundle, objective, frozen
+        self._recorded, self._share = recorded, share
+        self._every = types.whole("every", every, 1)
+        self._temperature, self._seed = temperature, seed
+        self._block: tuple[int, dict[int, batches.Batch]] = (-1, {})
+
+    def __call__(self, step: int, params: Any) -> batches.Batch:
+        """The batch of a step."""
+        block, place = divmod(step, self._every)
+        if self._block[0] != block:
+            own = range(int(round(self._share * self._every)))
+            self._block = (
+                block,
+                {index: self._write(block * self._every + index, params) for index in own},
+            )
+        return self._block[1].get(place) or self._recorded(step)
+
+    def _write(self, step: int, params: Any) -> batches.Batch:
+        """The draft's own answers to the prompts of the batch that this step would have had."""
+        given = self._recorded(step)
+        draft = distillation.draft_model(self._objective.config, params, self._frozen)
+        prompts = [
+            tokens[:start].tolist() for tokens, start in zip(given.tokens, given.start, strict=True)
+        ]
+        answers = given.normalizer.shape[1]
+        result = decoding.autoregressive(
+            draft,
+            prompts,
+            key=jax.random.fold_in(jax.random.key(self._seed), step),
+            max_new_tokens=answers,
+            sampling=types.Sampling(self._temperature),
+            eos=list(self._bundle.target.eos_ids),
+        )
+        width = max(given.tokens.shape[1], max(map(len, prompts)) + answers)
+        width = -(-width // 128) * 128
+        tokens = np.asarray(result.tokens)[:, :width]
+        tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+        start, length = np.asarray(result.start), np.asarray(result.length)
+        return judge(self._bundle.target, tokens, start, length - start, answers)
+
+
+def judge(
+    target: types.LanguageModel,
+    tokens: np.ndarray,
+    start: np.ndarray,
+    length: np.ndarray,
+    answers: int,
+) -> batches.Batch:
+    """The target's laws of texts that something else wrote.
+
+    Args:
+      target: a transformer.
+      tokens: int32[B, T].
+      start, length: int32[B], where the answers begin, and their lengths.
+      answers: A, the longest answer's length.
+    """
+    features, normalizer = _judge(target, tokens, start, answers)
+    return batches.Batch(
+        tokens=tokens,
+        start=start,
+        length=length,
+        greedy=np.zeros(len(start), bool),
+        features=features,
+        normalizer=normalizer,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("answers",))
+def _judge(target, tokens, start, answers: int):
+    rows = tokens.shape[0]
+    cache = target.init_cache(rows, 1)
+    output, _ = target.apply(target.params, tokens, cache, None, (target.num_layers,))
+    place = jnp.asarray(start)[:, None] - 1 + jnp.arange(answers, dtype=jnp.int32)[None]
+    place = jnp.minimum(place, tokens.shape[1] - 1)
+    hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None], axis=1)
+    head = transformer.head_kernel(target.params)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    padded = jnp.pad(flat, ((0, -flat.shape[0] % _CHUNK), (0, 0)))
+
+    def normalize(some):
+        return jax.nn.logsumexp((some @ head.T).astype(jnp.float32), axis=-1)
+
+    # In parts: all places' logits at once would be the largest array of all.
+    found = jax.lax.map(normalize, padded.reshape(-1, _CHUNK, flat.shape[1]))
+    normalizer = found.reshape(-1)[: flat.shape[0]].reshape(rows, answers)
+    return hidden.astype(jnp.float16), normalizer
