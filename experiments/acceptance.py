@@ -23,7 +23,7 @@ from absl import app, flags
 
 import specjax
 from experiments import binary, methods, prompt_files
-from specjax import checkpoints, decoding, types
+from specjax import decoding, types, verification
 
 flags.adopt_module_key_flags(binary)
 _PROMPTS = flags.DEFINE_multi_string(
@@ -75,8 +75,7 @@ class Config:
 
 
 def measure(
-    bundle: checkpoints.Bundle,
-    drafter: types.Drafter,
+    decoder: methods.Decoder,
     asked: Sequence[tuple[prompt_files.Prompt, list[int]]],
     config: Config,
 ) -> list[dict[str, Any]]:
@@ -92,10 +91,11 @@ def measure(
         "capacity": _capacity(max(map(len, rows)), config),
         "chunk": _CHUNK,
     }
-    result, seconds = _decode(bundle.target, drafter, padded, config.rule, options)
+    result, seconds = _decode(decoder, padded, options)
     plain = None
     if config.compare:
-        plain = _decode(bundle.target, decoding.NOTHING, padded, "match", options)
+        only = methods.Decoder(decoder.target, decoding.NOTHING, verification.get("match"))
+        plain = _decode(only, padded, options)
     records = []
     for row, (prompt, tokens) in enumerate(asked):
         counts = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), result.statistics)
@@ -130,22 +130,27 @@ def hash_of(tokens: Sequence[int]) -> int:
     return value
 
 
-def _decode(target, drafter, prompts, rule, options) -> tuple[decoding.DecodeResult, float]:
+def _decode(
+    decoder: methods.Decoder, prompts: list[list[int]], options: dict[str, Any]
+) -> tuple[decoding.DecodeResult, float]:
     """A decode, and the seconds of its loop alone; programs are compiled beforehand."""
-    warm = dict(options, max_new_tokens=1)
-    shape = (id(drafter), len(prompts), options["capacity"])
+
+    def run() -> tuple[decoding.DecodeResult, float]:
+        request, state = decoding.init(decoder.target, decoder.drafter, prompts, **options)
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        result = decoder.decode(request, state)
+        jax.block_until_ready(result.tokens)
+        return result, time.perf_counter() - began
+
+    shape = (decoder.drafter.name, decoder.drafter.nodes, len(prompts), options["capacity"])
     if shape not in _WARM:
-        jax.block_until_ready(specjax.generate(target, drafter, prompts, rule=rule, **warm).tokens)
+        run()
         _WARM.add(shape)
-    request, state = decoding.init(target, drafter, prompts, **options)
-    jax.block_until_ready(state)
-    began = time.perf_counter()
-    result = decoding.decode(target, drafter, request, state, rule)
-    jax.block_until_ready(result.tokens)
-    return result, time.perf_counter() - began
+    return run()
 
 
-_WARM: set[tuple[int, int, int]] = set()
+_WARM: set[tuple[str, int, int, int]] = set()
 
 
 def _capacity(longest: int, config: Config) -> int:
@@ -200,7 +205,7 @@ def run(config: Config) -> dict[str, Any]:
     with binary.Progress(f"loading {config.model}"):
         bundle = specjax.load(config.model)
         jax.block_until_ready(bundle.target.params)
-    drafter = methods.build(config.method, bundle, config.settings)
+    decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
     records = _earlier(config)
     done = {(record["group"], record["question_id"]) for record in records}
     waiting = [
@@ -214,7 +219,7 @@ def run(config: Config) -> dict[str, Any]:
     waiting.sort(key=lambda asked: len(asked[1]))
     with binary.Progress(f"{config.method} on {len(waiting)} prompts") as progress:
         for first in range(0, len(waiting), config.batch):
-            some = measure(bundle, drafter, waiting[first : first + config.batch], config)
+            some = measure(decoder, waiting[first : first + config.batch], config)
             records += some
             if config.out is not None:
                 with pathlib.Path(config.out).open("a", encoding="utf-8") as file:
@@ -280,7 +285,7 @@ def config_from_flags() -> Config:
     return Config(
         model=binary.MODEL.value,
         method=_METHOD.value,
-        settings=methods.Settings(binary.DRAFT_LENGTH.value, binary.DRAFT.value),
+        settings=methods.Settings(binary.draft_length(auto=True), binary.DRAFT.value),
         prompts=tuple(_PROMPTS.value),
         count=_COUNT.value,
         longest_prompt=_LONGEST.value,

@@ -17,7 +17,15 @@ from absl import logging as absl_logging
 from experiments import compilation
 from specjax import native, verification
 
-__all__ = ["Progress", "given", "parse_flags", "report", "start", "versions"]
+__all__ = [
+    "Progress",
+    "draft_length",
+    "given",
+    "parse_flags",
+    "report",
+    "start",
+    "versions",
+]
 
 MODEL = flags.DEFINE_string(
     "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id."
@@ -25,8 +33,8 @@ MODEL = flags.DEFINE_string(
 DRAFT = flags.DEFINE_string(
     "draft", None, "Draft model: layers:N (default layers:12), the target's first, or a checkpoint."
 )
-DRAFT_LENGTH = flags.DEFINE_integer(
-    "draft_length", None, "Tokens drafted a step; default by method."
+DRAFT_LENGTH = flags.DEFINE_string(
+    "draft_length", None, "Tokens drafted a step, or `auto` where a binary takes it."
 )
 RULE = flags.DEFINE_string(
     "rule", None, f"One of: {', '.join(verification.RULES)}; default by binary."
@@ -50,6 +58,22 @@ COMPILATION_CACHE = flags.DEFINE_string(
 def given(flag: flags.FlagHolder, default: Any) -> Any:
     """A flag's value, or the binary's own default where it was not given."""
     return default if flag.value is None else flag.value
+
+
+def draft_length(auto: bool = False) -> int | str | None:
+    """The flag --draft_length: a number, None where it was not given, or `auto` if that is taken.
+
+    Raises:
+      ValueError: anything else.
+    """
+    value = DRAFT_LENGTH.value
+    if value is None or (auto and value == "auto"):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        wish = "a whole number or `auto`" if auto else "a whole number"
+        raise ValueError(f"--draft_length={value!r} must be {wish}") from None
 
 
 class Progress:

@@ -402,7 +402,7 @@ def config_from_flags() -> Config:
         dtype=_DTYPE.value,
         devices=_DEVICES.value,
         seed=binary.SEED.value,
-        draft_length=binary.given(binary.DRAFT_LENGTH, 5),
+        draft_length=int(binary.draft_length() or 5),
         out=out,
     )
 

@@ -88,7 +88,7 @@ def config_from_flags() -> Config:
         sampling=types.Sampling(binary.given(binary.TEMPERATURE, 0.0), _TOP_K.value, _TOP_P.value),
         seed=binary.SEED.value,
         settings=methods.Settings(
-            binary.DRAFT_LENGTH.value, binary.DRAFT.value, _GREEDY_DRAFT.value
+            binary.draft_length(auto=True), binary.DRAFT.value, _GREEDY_DRAFT.value
         ),
         rule=binary.RULE.value,
         compare=_COMPARE.value,
@@ -97,32 +97,32 @@ def config_from_flags() -> Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoder:
-    """A drafter with everything that a run needs; plain decoding is one of them."""
+class _Run:
+    """A decoder with everything that a run needs; plain decoding is one of them."""
 
-    target: types.LanguageModel
-    drafter: types.Drafter
-    rule: types.VerificationRule
+    decoder: methods.Decoder
     prompt: list[int]
     options: dict[str, Any]
 
     def start(self) -> tuple[decoding.Request, decoding.DecodeState, float]:
         """The prompt run through the models, and the seconds it took."""
         began = time.perf_counter()
-        request, state = decoding.init(self.target, self.drafter, [self.prompt], **self.options)
+        request, state = decoding.init(
+            self.decoder.target, self.decoder.drafter, [self.prompt], **self.options
+        )
         jax.block_until_ready(state)
         return request, state, time.perf_counter() - began
 
     def stream(self) -> tuple[decoding.TokenStream, float]:
         """The answer as it is accepted, after a prefill of so many seconds."""
         request, state, seconds = self.start()
-        return decoding.TokenStream(self.target, self.drafter, request, state, self.rule), seconds
+        return self.decoder.stream(request, state), seconds
 
     def time(self) -> tuple[decoding.DecodeResult, float, float]:
         """One whole decode: the result, prefill seconds and decoding seconds."""
         request, state, prefill_seconds = self.start()
         began = time.perf_counter()
-        result = decoding.decode(self.target, self.drafter, request, state, self.rule)
+        result = self.decoder.decode(request, state)
         jax.block_until_ready(result.tokens)
         return result, prefill_seconds, time.perf_counter() - began
 
@@ -133,22 +133,24 @@ def run(config: Config) -> dict[str, Any]:
     with binary.Progress(f"loading {config.model}"):
         bundle = specjax.load(config.model)
         jax.block_until_ready(bundle.target.params)
-    drafter = methods.build(config.method, bundle, config.settings)
-    rule = decoding.rule_for(bundle.target, drafter, config.rule)
+    decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
     prompt = bundle.tokenizer.encode(config.prompt) if config.raw else bundle.chat(config.prompt)
     options = {
         "key": jax.random.key(config.seed),
         "max_new_tokens": config.max_new_tokens,
         "sampling": config.sampling,
     }
-    decoder = _Decoder(bundle.target, drafter, rule, prompt, options)
+    asked = _Run(decoder, prompt, options)
 
     with binary.Progress(
         f"compiling {config.method} (prompt of {len(prompt)} tokens)"
     ) as compiling:
-        next(decoder.stream()[0])
+        next(asked.stream()[0])
+        if decoder.choices is not None:
+            # Any of the lengths may be chosen later.
+            asked.time()
 
-    stream, prefill_seconds = decoder.stream()
+    stream, prefill_seconds = asked.stream()
     text = bundle.tokenizer.stream()
     began = time.perf_counter()
     first_token_seconds = age = None
@@ -159,7 +161,7 @@ def run(config: Config) -> dict[str, Any]:
         print(text.push(tokens), end="", flush=True)
     seconds = time.perf_counter() - began
     print(text.flush(), flush=True)
-    report = _report(config, bundle, rule, stream.result, len(prompt))
+    report = _report(config, bundle, decoder.rule, stream.result, len(prompt))
     report |= {
         "prefill_seconds": prefill_seconds,
         "time_to_first_token": first_token_seconds,
@@ -169,7 +171,7 @@ def run(config: Config) -> dict[str, Any]:
         "compile_seconds": max(compiling.seconds - (first_token_seconds or 0.0), 0.0),
     }
     if config.compare:
-        report |= _compare(config, decoder, bundle.target, report["tokens"])
+        report |= _compare(config, asked, report["tokens"])
     report["tokens_per_second"] = report["new_tokens"] / report["seconds"]
     return report
 
@@ -207,28 +209,29 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _compare(
-    config: Config, decoder: _Decoder, target: types.LanguageModel, tokens: list[int]
-) -> dict[str, Any]:
+def _compare(config: Config, asked: _Run, tokens: list[int]) -> dict[str, Any]:
     """Both methods in alternation; whether every text is `tokens`, and the rule certified."""
-    plain = dataclasses.replace(decoder, drafter=decoding.NOTHING, rule=verification.get("match"))
+    target, rule = asked.decoder.target, asked.decoder.rule
+    plain = dataclasses.replace(
+        asked, decoder=methods.Decoder(target, decoding.NOTHING, verification.get("match"))
+    )
     with binary.Progress("compiling plain decoding"):
         next(plain.stream()[0])
     own, baseline = [], []
     with binary.Progress(f"comparing, {config.repeats} runs of each in alternation"):
         for _ in range(config.repeats):
-            own.append(decoder.time())
+            own.append(asked.time())
             baseline.append(plain.time())
     (plain_tokens,) = baseline[-1][0].new_tokens
     seconds = medians.median(run[2] for run in own)
     plain_seconds = medians.median(run[2] for run in baseline)
     prefill, plain_prefill = (medians.median(run[1] for run in runs) for runs in (own, baseline))
-    same_path = config.sampling.temperature == 0 or decoder.rule.draw is not None
+    same_path = config.sampling.temperature == 0 or rule.draw is not None
     divergence = None
     if same_path:
         texts = [run[0].new_tokens[0] for run in (*baseline, *own)]
         divergences = (
-            analysis.first_divergence(target, decoder.prompt, tokens, text) for text in texts
+            analysis.first_divergence(target, asked.prompt, tokens, text) for text in texts
         )
         divergence = next((found for found in divergences if found is not None), None)
     return {
@@ -246,7 +249,7 @@ def _compare(
         "identical": divergence is None if same_path else None,
         "first_divergence": divergence
         and dataclasses.asdict(divergence) | {"logit_gap": _number(divergence.logit_gap)},
-        "certified": _certified(decoder.rule, decoder.drafter),
+        "certified": _certified(rule, asked.decoder.drafter),
     }
 
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import specjax
+from experiments import step_costs
 from specjax import checkpoints, decoding, drafters, types
 
-__all__ = ["METHODS", "Method", "Settings", "build", "check", "find"]
+__all__ = ["METHODS", "Decoder", "Method", "Settings", "build", "check", "decoder", "find"]
 
+# What `auto` chooses among: each is a program of its own.
+_LENGTHS = (1, 2, 3, 5, 8)
 _SHIPPED = pathlib.Path(__file__).parent / "assets" / "smollm2-135m-draft.safetensors"
 
 
@@ -17,13 +20,13 @@ class Settings:
     """What methods can be told.
 
     Attributes:
-      draft_length: K; None takes the method's own.
+      draft_length: K, or `auto` for lengths chosen on the way; None takes the method's own.
       draft: the draft model, `layers:N` for the target's first N layers or anything that
         `specjax.load` takes; None takes the method's own.
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
     """
 
-    draft_length: int | None = None
+    draft_length: int | str | None = None
     draft: str | None = None
     greedy_draft: bool = False
 
@@ -35,6 +38,74 @@ class Method:
     description: str
     build: Callable[[checkpoints.Bundle, Settings], types.Drafter]
     takes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A method ready to decode with a target.
+
+    Attributes:
+      target: the model.
+      drafter: what proposes; the longest of `choices` where there are some.
+      rule: what verifies.
+      choices: drafters by draft length, when that is chosen on the way.
+      cost: of this machine, then.
+    """
+
+    target: types.LanguageModel
+    drafter: types.Drafter
+    rule: types.VerificationRule
+    choices: Mapping[int, types.Drafter] | None = None
+    cost: decoding.Cost | None = None
+
+    def stream(
+        self, request: decoding.Request, state: decoding.DecodeState
+    ) -> decoding.TokenStream:
+        """The answers as they are accepted."""
+        if self.choices is None or self.cost is None:
+            return decoding.TokenStream(self.target, self.drafter, request, state, self.rule)
+        return decoding.AutomaticStream(
+            self.target, self.choices, request, state, self.cost, self.rule
+        )
+
+    def decode(
+        self, request: decoding.Request, state: decoding.DecodeState
+    ) -> decoding.DecodeResult:
+        """The whole answers."""
+        if self.choices is None or self.cost is None:
+            return decoding.decode(self.target, self.drafter, request, state, self.rule)
+        return decoding.decode_automatically(
+            self.target, self.choices, request, state, self.cost, self.rule
+        )
+
+
+def decoder(
+    name: str,
+    bundle: checkpoints.Bundle,
+    settings: Settings,
+    rule: str | types.VerificationRule | None = None,
+) -> Decoder:
+    """A method ready to decode; with `draft_length="auto"` costs are measured first.
+
+    Raises:
+      ValueError: as `build`, or a rule that cannot take the method's drafts.
+    """
+    if settings.draft_length != "auto":
+        drafter = build(name, bundle, settings)
+        return Decoder(bundle.target, drafter, decoding.rule_for(bundle.target, drafter, rule))
+    check(name, settings)
+    choices = {
+        length: build(name, bundle, dataclasses.replace(settings, draft_length=length))
+        for length in _LENGTHS
+    }
+    longest = choices[max(choices)]
+    return Decoder(
+        bundle.target,
+        longest,
+        decoding.rule_for(bundle.target, longest, rule),
+        choices,
+        step_costs.measured(bundle.target, longest),
+    )
 
 
 def build(name: str, bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
@@ -54,7 +125,7 @@ def check(name: str, settings: Settings) -> None:
         value = getattr(settings, field.name)
         if value != field.default and field.name not in method.takes:
             raise ValueError(f"{field.name}={value} means nothing to the method {name!r}")
-    if settings.draft_length is not None and settings.draft_length < 1:
+    if isinstance(settings.draft_length, int) and settings.draft_length < 1:
         raise ValueError(f"draft_length={settings.draft_length} must be at least 1")
 
 
@@ -65,6 +136,13 @@ def find(name: str) -> Method:
     return METHODS[name]
 
 
+def _length(settings: Settings, own: int) -> int:
+    """The draft length; where it is chosen on the way, the longest."""
+    if settings.draft_length == "auto":
+        return max(_LENGTHS)
+    return own if settings.draft_length is None else int(settings.draft_length)
+
+
 def _plain(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     del bundle, settings
     return decoding.NOTHING
@@ -72,18 +150,18 @@ def _plain(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
 
 def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     del bundle
-    return drafters.prompt_lookup(8 if settings.draft_length is None else settings.draft_length)
+    return drafters.prompt_lookup(_length(settings, 8))
 
 
 def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     path = _SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
-    length = 5 if settings.draft_length is None else settings.draft_length
+    length = _length(settings, 5)
     draft_model = checkpoints.drafts.read(path, bundle)
     return drafters.model(draft_model, length, greedy=settings.greedy_draft)
 
 
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
-    length = 4 if settings.draft_length is None else settings.draft_length
+    length = _length(settings, 4)
     draft = "layers:12" if settings.draft is None else settings.draft
     kind, _, number = draft.partition(":")
     if kind == "layers":

@@ -37,7 +37,7 @@ def config_from_flags() -> profile_parts.Config:
     given: dict[str, Any] = {
         "model": binary.MODEL.value,
         "draft": binary.DRAFT.value,
-        "draft_length": binary.DRAFT_LENGTH.value,
+        "draft_length": binary.draft_length(),
         "repeats": binary.REPEATS.value,
         "prompt_length": _PROMPT_LENGTH.value,
     }

@@ -1,6 +1,7 @@
 """Decoding loops: plain and speculative, streaming, ragged batches, going on from a result."""
 
 from specjax.decoding.automatic import (
+    AutomaticStream,
     Cost,
     best_length,
     decode_automatically,
@@ -32,6 +33,7 @@ from specjax.decoding.state import (
 
 __all__ = [
     "NOTHING",
+    "AutomaticStream",
     "Cost",
     "DecodeResult",
     "DecodeState",

@@ -18,7 +18,13 @@ from specjax import types
 from specjax.decoding import generation, plain, requests, start
 from specjax.decoding import state as states
 
-__all__ = ["Cost", "best_length", "decode_automatically", "generate_automatically"]
+__all__ = [
+    "AutomaticStream",
+    "Cost",
+    "best_length",
+    "decode_automatically",
+    "generate_automatically",
+]
 
 # What is believed before anything is measured: as many drafts, of which this part is accepted.
 _PRIOR_COUNT = 4.0
@@ -123,6 +129,7 @@ def generate_automatically(
       ValueError: as `generate`; no choices, or drafters whose memories differ.
     """
     longest = _longest(choices)
+    # First of all, since a state to go on from is consumed by what follows.
     for drafter in choices.values():
         generation.rule_for(target, drafter, rule)
     request, state = start.init(target, longest, prompts, **options)
@@ -144,25 +151,50 @@ def decode_automatically(
       state: consumed.
       The others: as there.
     """
-    longest = _longest(choices)
-    start.check_state(longest, state)
-    for drafter in choices.values():
-        start.check_state(drafter, state)
-    rules = {K: generation.rule_for(target, drafter, rule) for K, drafter in choices.items()}
-    depth = max(choices)
-    tested, accepted = np.zeros(depth, int), np.zeros(depth, int)
-    statistics = states.no_statistics(state.length.shape[0], depth)
-    running = states.FinishReason.RUNNING
-    while np.any(np.asarray(state.finish) == running):
-        length = best_length(cost, tested, accepted, sorted(choices))
-        state, made = generation.advance(
-            target, choices[length], request, state, rules[length], steps
+    stream = AutomaticStream(target, choices, request, state, cost, rule, steps)
+    for _ in stream:
+        pass
+    return stream.result
+
+
+class AutomaticStream(generation.TokenStream):
+    """A `TokenStream` that chooses the draft length anew before it yields.
+
+    Args:
+      target, choices, request, cost, rule, steps: as in `decode_automatically`.
+      state: consumed.
+    """
+
+    def __init__(
+        self,
+        target: types.LanguageModel,
+        choices: Mapping[int, types.Drafter],
+        request: states.Request,
+        state: states.DecodeState,
+        cost: Cost,
+        rule: str | types.VerificationRule | None = None,
+        steps: int = 8,
+    ):
+        for drafter in (_longest(choices), *choices.values()):
+            start.check_state(drafter, state)
+        super().__init__(target, _longest(choices), request, state, rule, steps)
+        self._choices, self._cost, self._depth = dict(choices), cost, max(choices)
+        # A rule left open is picked for each length by itself: they draft alike.
+        self._asked, self._steps = rule, steps
+
+    def _advance(self) -> None:
+        counts = (self._statistics.tested, self._statistics.accepted)
+        tested, accepted = (np.sum(np.asarray(count), axis=0) for count in counts)
+        length = best_length(self._cost, tested, accepted, sorted(self._choices))
+        self._state, made = generation.advance(
+            self._models[0],
+            self._choices[length],
+            self._request,
+            self._state,
+            self._asked,
+            self._steps,
         )
-        made = _deepen(made, depth)
-        tested += np.sum(np.asarray(made.tested), axis=0)
-        accepted += np.sum(np.asarray(made.accepted), axis=0)
-        statistics = jax.tree.map(jnp.add, statistics, made)
-    return generation.as_result(state, statistics)
+        self._statistics = jax.tree.map(jnp.add, self._statistics, _deepen(made, self._depth))
 
 
 def _longest(choices: Mapping[int, types.Drafter]) -> types.Drafter:

@@ -171,14 +171,17 @@ class TokenStream(Iterator[list[list[int]]]):
         requests.check(*self._models, self._state)
         if not np.any(np.asarray(self._state.finish) == states.FinishReason.RUNNING):
             raise StopIteration
-        self._state, self._statistics = _run(
-            *self._models, self._request, self._state, self._statistics, self._steps, self._rule
-        )
+        self._advance()
         length, tokens = np.asarray(self._state.length), np.asarray(self._state.tokens)
         rows = zip(tokens, self._shown, length, strict=True)
         new = [row[begin:end].tolist() for row, begin, end in rows]
         self._shown = length
         return new
+
+    def _advance(self) -> None:
+        self._state, self._statistics = _run(
+            *self._models, self._request, self._state, self._statistics, self._steps, self._rule
+        )
 
     @property
     def result(self) -> states.DecodeResult:

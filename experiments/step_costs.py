@@ -1,0 +1,37 @@
+"""What a target's passes and a drafter's drafts cost here, for choosing a draft length."""
+
+from experiments import measure
+from specjax import decoding, types
+
+__all__ = ["measured"]
+
+_WIDTHS = (1, 2, 4, 8, 12)
+_FILL = 160
+_REPEATS = 5
+
+
+def measured(
+    target: types.LanguageModel, drafter: types.Drafter, repeats: int = _REPEATS
+) -> decoding.Cost:
+    """Measures, in turn, passes of several widths and a draft; takes some seconds.
+
+    Args:
+      target: with a key/value cache.
+      drafter: of chains; a drafted token costs its draft divided by its nodes.
+      repeats: rounds.
+    """
+    limit = target.context_length or 2 * _FILL
+    fill = min(_FILL, limit // 2)
+    widths = [width for width in _WIDTHS if width <= max(drafter.nodes + 1, 2)]
+    cache = target.init_cache(1, fill + max(widths))
+    variants: dict[str | int, measure.Variant] = {
+        width: measure.forward(target, width, fill, cache) for width in widths
+    }
+    prompt = measure.copying_prompt(target.vocab_size, fill)
+    variants["draft"] = measure.proposal(target, drafter, prompt)
+    found = measure.interleave(variants, repeats)
+    plain = found[1].median
+    return decoding.Cost(
+        found["draft"].median / plain / drafter.nodes,
+        tuple((width, found[width].median / plain) for width in widths),
+    )
