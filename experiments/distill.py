@@ -23,7 +23,17 @@ from absl import app, flags
 import specjax
 from experiments import binary, draft_costs, tiny
 from specjax import checkpoints
-from specjax.training import batches, core, curves, data, distillation, fitting, losses, shards
+from specjax.training import (
+    batches,
+    core,
+    curves,
+    data,
+    distillation,
+    fitting,
+    held_out,
+    losses,
+    shards,
+)
 
 flags.adopt_module_key_flags(binary)
 _FOLDER = flags.DEFINE_string("folder", None, "Where data, checkpoints and the draft go.")
@@ -189,8 +199,8 @@ def train(
     if config.start_from is not None:
         params, frozen = _go_on_from(config, bundle, objective, frozen)
     order = batches.Batches(known, config.batch_tokens, config.seed)
-    held_out = batches.Batches(unknown, config.batch_tokens, config.seed)
-    measured = [held_out(index) for index in range(min(held_out.per_epoch, _MOST_HELD_OUT))]
+    unseen = batches.Batches(unknown, config.batch_tokens, config.seed)
+    measured = [unseen(index) for index in range(min(unseen.per_epoch, _MOST_HELD_OUT))]
     mesh = None
     if config.devices > 1:
         mesh = jax.make_mesh((config.devices,), ("data",))
@@ -228,7 +238,7 @@ def train(
             "start_from": config.start_from,
             "answer_tokens": sum(shard.answer_tokens for shard in held),
         },
-        measure=lambda params: distillation.measure(
+        measure=lambda params: held_out.measure(
             objective, params, frozen, measured, config.draft_length
         ),
         report=report,

@@ -27,7 +27,7 @@ def table(
 
     Args:
       bundle: the target.
-      measured: what `distillation.measure` found for each shape, with `tau` at K.
+      measured: what `held_out.measure` found for each shape, with `tau` at K.
       length: K.
 
     Returns:

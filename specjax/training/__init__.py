@@ -7,12 +7,14 @@ from specjax.training import (
     data,
     distillation,
     fitting,
+    held_out,
     losses,
     on_policy,
     prompts,
     recording,
     saving,
     shards,
+    stopping,
 )
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "data",
     "distillation",
     "fitting",
+    "held_out",
     "losses",
     "on_policy",
     "prompts",
     "recording",
     "saving",
     "shards",
+    "stopping",
 ]

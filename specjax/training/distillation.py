@@ -1,7 +1,6 @@
 """Distilling a small draft from the target: its shape, its beginning, and what it minimises."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ __all__ = [
     "begin",
     "configure",
     "draft_model",
-    "measure",
     "vocabulary",
 ]
 
@@ -239,57 +237,3 @@ class Distillation:
         )
         # A token without a row is never drafted; the target's law of it is then of no account.
         return jnp.where(known, log_p, 0.0), jnp.where(known, log_q, -jnp.inf)
-
-
-def measure(
-    objective: Distillation,
-    params: Any,
-    frozen: Any,
-    held_out: Iterable[batches.Batch],
-    length: int = 5,
-) -> dict[str, float]:
-    """Acceptance on text held out, teacher-forced.
-
-    Args:
-      objective: reads the laws.
-      params, frozen: the draft.
-      held_out: batches that were not trained on.
-      length: K of τ.
-
-    Returns:
-      `overlap`, the mean of Σ min(p, q), which is the acceptance rate of a first draft at
-      temperature 1; `agreement`, the share of greedy answers' tokens that the draft's most probable
-      token is; and `tau`, what greedy decoding of those answers with drafts of K would give.
-    """
-    both = agreed = count = greedy = steps = 0.0
-    for batch in held_out:
-        shared, same, present = (np.asarray(x) for x in _agree(objective, params, frozen, batch))
-        both += shared[present].sum()
-        count += present.sum()
-        for row in np.flatnonzero(batch.greedy):
-            right = same[row, : batch.length[row]]
-            agreed, greedy = agreed + right.sum(), greedy + len(right)
-            steps += _target_steps(right, length)
-    return {
-        "overlap": both / max(count, 1),
-        "agreement": agreed / max(greedy, 1),
-        "tau": greedy / max(steps, 1),
-    }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _agree(objective: Distillation, params, frozen, batch: batches.Batch):
-    made = objective.laws(params, frozen, batch)
-    best = frozen["tokens"][jnp.argmax(made["log_q"], axis=-1)]
-    return losses.overlap(made["log_p"], made["log_q"]), best == made["tokens"], made["present"]
-
-
-def _target_steps(right: np.ndarray, length: int) -> int:
-    """Passes of the target over a text of which a draft would guess these tokens right."""
-    place = steps = 0
-    while place < len(right):
-        run = right[place : place + length]
-        wrong = np.flatnonzero(~run)
-        place += (int(wrong[0]) if wrong.size else len(run)) + 1
-        steps += 1
-    return steps

@@ -10,7 +10,7 @@ import pytest
 import specjax
 from specjax import checkpoints, decoding, drafters, models
 from specjax.checkpoints import huggingface
-from specjax.training import batches, core, distillation, fitting, losses, on_policy
+from specjax.training import batches, core, distillation, fitting, held_out, losses, on_policy
 from tests.training import tasks
 
 SHAPE = distillation.Shape((0, 3), 96, 120)
@@ -49,7 +49,7 @@ def test_the_whole_target_as_a_draft_agrees_with_it(held):
         assert int(weight) == int(np.sum(batch.length))
     order = batches.Batches(held, 1024, 0)
     everything_held = [order(step) for step in range(order.per_epoch)]
-    measured = distillation.measure(objective, params, frozen, everything_held, 5)
+    measured = held_out.measure(objective, params, frozen, everything_held, 5)
     assert measured["agreement"] > 0.98 and measured["overlap"] > 0.995
 
 
@@ -183,7 +183,7 @@ def test_greedy_replay_counts_what_decoding_does(held, tokens):
         if rows:
             chosen.append(jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))
     count = sum(len(batch.length) for batch in chosen)
-    measured = distillation.measure(objective, params, frozen, chosen, 3)
+    measured = held_out.measure(objective, params, frozen, chosen, 3)
     result = specjax.generate(
         bundle.target,
         drafter,
