@@ -67,8 +67,6 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the passes; bfloat16 
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a batch's rows.")
 _OUT = flags.DEFINE_string("out", None, "The draft's file; default draft.safetensors in --folder.")
 
-# Every so many-th shard of a domain is held out.
-_HELD_OUT = 12
 _MOST_HELD_OUT = 16
 
 
@@ -144,17 +142,6 @@ class Config:
         )
 
 
-def split(held: list[shards.Shard]) -> tuple[list[shards.Shard], list[shards.Shard]]:
-    """Shards to train on, and shards held out: the last of every so many of a domain."""
-    seen: dict[str, int] = {}
-    train, out = [], []
-    for shard in held:
-        seen[shard.domain] = seen.get(shard.domain, 0) + 1
-        (out if seen[shard.domain] % _HELD_OUT == 2 else train).append(shard)
-    # With few shards none is the second of its domain.
-    return (train, out) if out else (held[:-1] or held, held[-1:])
-
-
 def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Shard], float]:
     """The data, and the seconds that making it took in all runs."""
     folder = pathlib.Path(config.folder) / "data"
@@ -190,16 +177,15 @@ def train(
     folder: pathlib.Path,
 ) -> tuple[distillation.Distillation, Any, Any, dict[str, float]]:
     """Trains a draft: objective, averaged weights, the target's part, and the last measurement."""
-    known, unknown = split(held)
     tokens = distillation.vocabulary(
-        known, shape.vocabulary, bundle.target.eos_ids, bundle.config.vocab_size
+        held, shape.vocabulary, bundle.target.eos_ids, bundle.config.vocab_size
     )
     objective = config.objective(bundle, shape)
     params, frozen = distillation.begin(bundle, shape, tokens)
     if config.start_from is not None:
         params, frozen = _go_on_from(config, bundle, objective, frozen)
-    order = batches.Batches(known, config.batch_tokens, config.seed)
-    unseen = batches.Batches(unknown, config.batch_tokens, config.seed)
+    order = batches.Batches(held, config.batch_tokens, config.seed)
+    unseen = batches.Batches(held, config.batch_tokens, config.seed, unseen=True)
     measured = [unseen(index) for index in range(min(unseen.per_epoch, _MOST_HELD_OUT))]
     mesh = None
     if config.devices > 1:
@@ -293,7 +279,6 @@ def run(config: Config) -> dict[str, Any]:
     )
     checkpoints.drafts.write(config.out, bundle, objective.config, params, frozen["tokens"])
     seconds = fitting.read_metrics(folder)[-1]["seconds"]
-    known, unknown = split(held)
     card = {
         "command": shlex.join(["python", "-m", "experiments.distill", *sys.argv[1:]]),
         "target": config.model,
@@ -302,12 +287,12 @@ def run(config: Config) -> dict[str, Any]:
             **dataclasses.asdict(config.data),
             "answer_tokens": sum(shard.answer_tokens for shard in held),
             "conversations": sum(map(len, held)),
-            "held_out_conversations": sum(map(len, unknown)),
+            "held_out_conversations": sum(len(shard.rows(unseen=True)) for shard in held),
             "minutes": data_seconds / 60,
         },
         "shape": dataclasses.asdict(shape),
         "candidates": candidates,
-        "coverage": _coverage(unknown, frozen["tokens"]),
+        "coverage": _coverage(held, frozen["tokens"]),
         "training": {
             **dataclasses.asdict(config.schedule),
             "batch_tokens": config.batch_tokens,
@@ -315,7 +300,7 @@ def run(config: Config) -> dict[str, Any]:
             "features": config.features,
             "accepted": config.accepted,
             "epochs": config.schedule.steps
-            / batches.Batches(known, config.batch_tokens, config.seed).per_epoch,
+            / batches.Batches(held, config.batch_tokens, config.seed).per_epoch,
             "minutes": seconds / 60,
         },
         "held_out": measured,
@@ -329,8 +314,10 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _coverage(held: list[shards.Shard], tokens: Any) -> float:
-    """The share of the answers' tokens that the draft speaks of."""
-    written = np.concatenate([shard.text(i)[1] for shard in held for i in range(len(shard))])
+    """The share of the held-out answers' tokens that the draft speaks of."""
+    written = np.concatenate(
+        [shard.text(row)[1] for shard in held for row in shard.rows(unseen=True)]
+    )
     return float(np.mean(np.isin(written, np.asarray(tokens))))
 
 

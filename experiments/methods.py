@@ -8,11 +8,21 @@ import specjax
 from experiments import step_costs
 from specjax import checkpoints, decoding, drafters, types
 
-__all__ = ["METHODS", "Decoder", "Method", "Settings", "build", "check", "decoder", "find"]
+__all__ = [
+    "METHODS",
+    "SHIPPED",
+    "Decoder",
+    "Method",
+    "Settings",
+    "build",
+    "check",
+    "decoder",
+    "find",
+]
 
 # What `auto` chooses among: each is a program of its own.
 _LENGTHS = (1, 2, 3, 5, 8)
-_SHIPPED = pathlib.Path(__file__).parent / "assets" / "smollm2-135m-draft.safetensors"
+SHIPPED = pathlib.Path(__file__).parent / "assets" / "smollm2-135m-draft.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +164,7 @@ def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Draf
 
 
 def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
-    path = _SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
+    path = SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
     length = _length(settings, 5)
     draft_model = checkpoints.drafts.read(path, bundle)
     return drafters.model(draft_model, length, greedy=settings.greedy_draft)

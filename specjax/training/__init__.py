@@ -15,6 +15,7 @@ from specjax.training import (
     saving,
     shards,
     stopping,
+    tuning,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "saving",
     "shards",
     "stopping",
+    "tuning",
 ]

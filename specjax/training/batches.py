@@ -49,13 +49,22 @@ class Batches:
       held: shards with features of the final norm.
       tokens: B·T, tokens a batch with padding; rows are as many as fit.
       seed: of the order.
+      unseen: the conversations that are held out, instead of those to train on.
       tap: which of the recorded features is the final norm's.
 
     Raises:
       ValueError: shards without such features, or too few conversations for a single batch.
     """
 
-    def __init__(self, held: Sequence[shards.Shard], tokens: int, seed: int, tap: int = -1):
+    def __init__(
+        self,
+        held: Sequence[shards.Shard],
+        tokens: int,
+        seed: int,
+        *,
+        unseen: bool = False,
+        tap: int = -1,
+    ):
         for shard in held:
             if shard.features.shape[1] == 0:
                 raise ValueError(f"{shard.folder} holds no features; record the final norm's")
@@ -63,16 +72,18 @@ class Batches:
         self._answer = max((self._longest(shard) for shard in held), default=0)
         self._groups: dict[int, list[_Place]] = {}
         for index, shard in enumerate(held):
-            for row, length in enumerate(np.diff(shard.offsets)):
+            lengths = np.diff(shard.offsets)
+            for row in shard.rows(unseen):
                 # A batch has room for an answer's window even where the text is short.
-                width = _width(max(int(length), self._answer + 1))
+                width = _width(max(int(lengths[row]), self._answer + 1))
                 self._groups.setdefault(width, []).append(_Place(index, row))
         self._rows = {width: max(tokens // width, 1) for width in self._groups}
-        self.per_epoch = sum(
-            len(places) // self._rows[width] for width, places in self._groups.items()
-        )
+        # Steps of one width share a program, so what is left over waits for the next epoch; text
+        # that is only measured on is all looked at.
+        self._least = 1 if unseen else None
+        self.per_epoch = len(self._shuffled(0))
         if not self.per_epoch:
-            count = sum(map(len, held))
+            count = sum(len(shard.rows(unseen)) for shard in held)
             raise ValueError(
                 f"{count} conversations make no batch of {tokens} tokens; generate more, or ask "
                 "for smaller batches"
@@ -97,10 +108,8 @@ class Batches:
         for width, places in sorted(self._groups.items()):
             mixed = [places[i] for i in generator.permutation(len(places))]
             rows = self._rows[width]
-            order += [
-                (width, mixed[begin : begin + rows])
-                for begin in range(0, len(mixed) - rows + 1, rows)
-            ]
+            parts = [mixed[begin : begin + rows] for begin in range(0, len(mixed), rows)]
+            order += [(width, part) for part in parts if len(part) >= (self._least or rows)]
         return [order[i] for i in generator.permutation(len(order))]
 
     def _gather(self, width: int, places: Sequence[_Place]) -> Batch:

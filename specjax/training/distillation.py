@@ -78,14 +78,14 @@ def vocabulary(held: Iterable[shards.Shard], size: int, keep: Sequence[int], tot
     """The tokens that the target writes most: int32[size], ascending.
 
     Args:
-      held: shards whose answers are counted.
+      held: shards, of which the answers to train on are counted.
       size: how many.
       keep: tokens that belong to it whatever their count, as those that end a text.
       total: V; tokens never seen come last, lower numbers first, as byte-pair merges came earlier.
     """
     counts = np.zeros(total, np.int64)
     for shard in held:
-        for index in range(len(shard)):
+        for index in shard.rows(unseen=False):
             counts += np.bincount(shard.text(index)[1], minlength=total)
     counts[list(keep)] = np.iinfo(np.int64).max
     return np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int32)

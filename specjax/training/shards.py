@@ -18,6 +18,9 @@ import numpy as np
 __all__ = ["ARRAYS", "Shard", "ShardError", "read", "write"]
 
 _SUMMARY = "shard.json"
+# The first rows of every shard are held out, one of so many; answers to one prompt stay together.
+_HELD_OUT = 16
+_TOGETHER = 4
 
 
 class ShardError(ValueError):
@@ -68,6 +71,11 @@ class Shard:
         """int64[n+1]; the recorded rows of conversation i are offsets[i]:offsets[i+1]."""
         lengths = np.diff(self.offsets) - self.prompts
         return np.concatenate([[0], np.cumsum(lengths)])
+
+    def rows(self, unseen: bool) -> range:
+        """The conversations that are held out, or those to train on."""
+        count = max(len(self) // _HELD_OUT // _TOGETHER * _TOGETHER, min(_TOGETHER, len(self) // 2))
+        return range(count) if unseen else range(count, len(self))
 
     def text(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and answer of a conversation, int32 each."""

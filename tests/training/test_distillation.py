@@ -136,9 +136,9 @@ def test_batches_cover_every_conversation_once_an_epoch(held):
         for row in range(len(batch.length)):
             seen.append(batch.tokens[row, : batch.start[row] + batch.length[row]].tobytes())
     texts = [
-        shard.tokens[a:b].tobytes()
+        np.concatenate(shard.text(row)).tobytes()
         for shard in held
-        for a, b in zip(shard.offsets, shard.offsets[1:], strict=False)
+        for row in shard.rows(unseen=False)
     ]
     assert sorted(seen) == sorted(texts)
     first = [order(step).tokens.tobytes() for step in range(order.per_epoch)]
@@ -147,6 +147,23 @@ def test_batches_cover_every_conversation_once_an_epoch(held):
     ]
     later = [order(order.per_epoch + step).tokens.tobytes() for step in range(order.per_epoch)]
     assert first == again and first != later
+
+
+def test_what_is_held_out_is_never_trained_on(held):
+    for shard in held:
+        known, unseen = (set(shard.rows(unseen=which)) for which in (False, True))
+        assert known and unseen and known | unseen == set(range(len(shard)))
+        assert not known & unseen and len(unseen) % 2 == 0
+    order = batches.Batches(held, 128, 3, unseen=True)
+    seen = {
+        (int(batch.start[row]), batch.tokens[row].tobytes())
+        for batch in map(order, range(order.per_epoch))
+        for row in range(len(batch.length))
+    }
+    order = batches.Batches(held, 128, 3)
+    for batch in map(order, range(order.per_epoch)):
+        for row in range(len(batch.length)):
+            assert (int(batch.start[row]), batch.tokens[row].tobytes()) not in seen
 
 
 def test_batches_refuse_what_makes_none(held, tmp_path):
@@ -165,7 +182,7 @@ def test_greedy_replay_counts_what_decoding_does(held, tokens):
     greedy = [
         (prompt.tolist(), answer)
         for shard in held
-        for row in range(len(shard))
+        for row in shard.rows(unseen=False)
         for prompt, answer in [shard.text(row)]
         if shard.temperature[row] == 0 and len(answer) == tasks.SETTINGS.max_new_tokens
     ][:8]
@@ -198,7 +215,7 @@ def test_vocabulary_takes_what_is_written_most_and_what_must_be(held):
     bundle = tasks.bundle()
     counts = np.zeros(bundle.config.vocab_size, int)
     for shard in held:
-        for row in range(len(shard)):
+        for row in shard.rows(unseen=False):
             np.add.at(counts, shard.text(row)[1], 1)
     keep = int(np.argmin(counts))
     chosen = distillation.vocabulary(held, 20, [keep], bundle.config.vocab_size)

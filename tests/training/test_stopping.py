@@ -31,8 +31,8 @@ def test_stopping_by_hand():
     """Sure of 2, then not: two drafts and three passes of the draft; not sure at once: none."""
     text = guesses([1, 1, 1, 0, 1], maximum=[0.9, 0.8, 0.3, 0.2, 0.9])
     counts = stopping.replay([text], 3, stop_below=0.5)
-    # Two accepted and one more; then unsure: one token; then the last.
-    assert (counts.emitted, counts.steps, counts.plain_steps, counts.draft_steps) == (5, 2, 1, 6)
+    # Two accepted and one more, by three passes; unsure after one: one token; the last, by three.
+    assert (counts.emitted, counts.steps, counts.plain_steps, counts.draft_steps) == (5, 2, 1, 7)
     same = stopping.replay([guesses(text.right, entropy=1 - text.maximum)], 3, stop_above=0.5)
     assert same == counts
 

@@ -1,0 +1,259 @@
+"""What tuning the target does to a draft, and what a short realignment repairs.
+
+    python -m experiments.staleness --folder=runs/staleness
+
+tunes the target on text files at three strengths. Each tuned target writes new text, on which the
+old draft's acceptance is held against the KL divergence between the two targets; then the draft
+goes on training for a while on other text of the tuned target, and is measured again.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sysconfig
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import specjax
+from experiments import binary, methods, tiny
+from specjax import checkpoints, types
+from specjax.models import transformer
+from specjax.training import (
+    batches,
+    core,
+    data,
+    distillation,
+    fitting,
+    held_out,
+    losses,
+    tuning,
+)
+
+flags.adopt_module_key_flags(binary)
+_FOLDER = flags.DEFINE_string("folder", None, "Where data and checkpoints go.")
+_FILES = flags.DEFINE_list(
+    "files", [], "Text to tune on; default some modules of Python's standard library."
+)
+_STRENGTHS = flags.DEFINE_list("strengths", ["10", "40", "160"], "Updates of the target.")
+_TARGET_RATE = flags.DEFINE_float("target_rate", 3e-5, "Learning rate of the target.")
+_TOKENS = flags.DEFINE_integer("tokens", 60_000, "Answer tokens that each tuned target writes.")
+_STEPS = flags.DEFINE_integer("steps", 200, "Updates of the draft when it is realigned.")
+_RATE = flags.DEFINE_float("rate", 3e-4, "Its highest learning rate.")
+_BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens an update of the draft.")
+_WINDOW = flags.DEFINE_integer("window", 256, "Tokens of a window that the target is tuned on.")
+_ROWS = flags.DEFINE_integer("rows", 4, "Windows an update of the target.")
+
+_LIBRARY = ("argparse", "ast", "bdb", "calendar", "configparser", "csv", "difflib", "doctest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, as the flags give it."""
+
+    model: str
+    draft: str
+    folder: str
+    files: tuple[str, ...]
+    strengths: tuple[int, ...]
+    target_rate: float
+    tokens: int
+    batch: int
+    steps: int
+    rate: float
+    batch_tokens: int
+    window: int
+    rows: int
+    draft_length: int
+    seed: int
+
+
+def tuned(config: Config, bundle: checkpoints.Bundle, steps: int) -> checkpoints.Bundle:
+    """The target after so many updates on the files."""
+    texts = [
+        bundle.tokenizer.encode(pathlib.Path(path).read_text(encoding="utf-8"))
+        for path in config.files
+    ]
+    windows = tuning.Windows(texts, config.rows, config.window, config.seed)
+    folder = pathlib.Path(config.folder) / f"target-{steps}"
+    state = fitting.fit(
+        tuning.NextToken(bundle.config),
+        bundle.target.params,
+        {},
+        windows,
+        core.Schedule(steps, config.target_rate, warmup=min(10, steps // 2), decay=0.0),
+        folder,
+        seed=config.seed,
+        settings={"files": list(config.files), "rows": config.rows, "window": config.window},
+        # The last state is all that is wanted of it.
+        save_every=steps,
+    )
+    return checkpoints.assemble(
+        f"{bundle.name}, {steps} updates", bundle.config, state.params, bundle.tokenizer
+    )
+
+
+def divergence(
+    old: checkpoints.Bundle, new: checkpoints.Bundle, held: list[batches.Batch]
+) -> float:
+    """KL(new ‖ old) a token of text that the new target wrote, in nats."""
+    total = count = 0.0
+    for batch in held:
+        value, present = _divergence(old.target, new.target.params, batch)
+        total, count = total + float(value), count + float(present)
+    return total / count
+
+
+@jax.jit
+def _divergence(old: types.LanguageModel, params: Any, batch: batches.Batch):
+    def law(weights, hidden):
+        return jax.nn.log_softmax(hidden @ transformer.head_kernel(weights).T, axis=-1)
+
+    cache = old.init_cache(batch.tokens.shape[0], 1)
+    output, _ = old.apply(old.params, batch.tokens, cache, None, (old.num_layers,))
+    order = jnp.arange(batch.normalizer.shape[1], dtype=jnp.int32)[None]
+    place = jnp.minimum(batch.start[:, None] - 1 + order, batch.tokens.shape[1] - 1)
+    hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None], axis=1)
+    present = order < batch.length[:, None]
+
+    def of_row(row):
+        before, after, here = row
+        value = losses.forward_kl(law(params, after), law(old.params, before))
+        return jnp.sum(jnp.where(here, value, 0.0))
+
+    # Row by row: two whole laws of a batch would be the largest arrays of all.
+    after = batch.features.astype(hidden.dtype)
+    values = jax.lax.map(of_row, (hidden, after, present))
+    return jnp.sum(values), jnp.sum(present, dtype=jnp.float32)
+
+
+def realigned(
+    config: Config, bundle: checkpoints.Bundle, steps: int
+) -> tuple[dict[str, Any], list[batches.Batch]]:
+    """The draft on a tuned target, before and after a short realignment; and what it saw last."""
+    held = data.generate(
+        bundle,
+        pathlib.Path(config.folder) / f"data-{steps}",
+        config.tokens,
+        data.Settings(seed=config.seed + 1, batch=config.batch, taps=(bundle.config.num_layers,)),
+    )
+    found, weights, tokens = checkpoints.drafts.weights(config.draft, bundle)
+    shape = distillation.Shape(tuple(range(found.num_layers)), found.intermediate_size, len(tokens))
+    _, frozen = distillation.begin(bundle, shape, tokens)
+    objective = distillation.Distillation(found, features=0.5)
+    params = {name: weights[name] for name in ("layers", "norm")}
+    order = batches.Batches(held, config.batch_tokens, config.seed, unseen=True)
+    seen_last = [order(index) for index in range(min(order.per_epoch, 16))]
+
+    def measure(params):
+        return held_out.measure(objective, params, frozen, seen_last, config.draft_length)
+
+    before = measure(params)
+    state = fitting.fit(
+        objective,
+        params,
+        frozen,
+        batches.Batches(held, config.batch_tokens, config.seed),
+        core.Schedule(config.steps, config.rate, warmup=20),
+        pathlib.Path(config.folder) / f"draft-{steps}",
+        seed=config.seed,
+        settings={"draft": config.draft, "strength": steps, "tokens": config.tokens},
+    )
+    minutes = fitting.read_metrics(pathlib.Path(config.folder) / f"draft-{steps}")[-1]["seconds"]
+    return (
+        {"before": before, "after": measure(state.average), "realignment_minutes": minutes / 60},
+        seen_last,
+    )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    binary.start()
+    bundle = tiny.bundle() if config.model == "tiny" else specjax.load(config.model)
+    rows = []
+    for steps in (0, *config.strengths):
+        with binary.Progress(f"target after {steps} updates"):
+            changed = tuned(config, bundle, steps) if steps else bundle
+            row, seen = realigned(config, changed, steps)
+            row["kl"] = divergence(bundle, changed, seen) if steps else 0.0
+        rows.append({"updates": steps, **row})
+        path = pathlib.Path(config.folder) / "staleness.json"
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    plot(rows, pathlib.Path(config.folder) / "staleness.png")
+    return {**dataclasses.asdict(config), "rows": rows, "versions": binary.versions()}
+
+
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Acceptance against the divergence between targets, before and after realignment."""
+    from matplotlib import figure
+
+    drawing = figure.Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = drawing.subplots()
+    divergences = np.asarray([row["kl"] for row in rows])
+    for index, when in enumerate(("before", "after")):
+        shares = [row[when]["agreement"] for row in rows]
+        axes.plot(divergences, shares, marker="o", color=f"C{index}", label=f"{when} realignment")
+    axes.set(
+        xlabel="KL(tuned ‖ old), nats a token",
+        ylabel="greedy acceptance of the draft",
+        title="Staleness",
+    )
+    axes.legend(frameon=False)
+    drawing.savefig(path, dpi=150)
+
+
+def table(report: dict[str, Any]) -> str:
+    """A line a strength."""
+    lines = [
+        f"{'updates':>8}{'KL':>8}{'agreement':>12}{'realigned':>11}{'overlap':>9}{'realigned':>11}"
+        f"{'τ':>7}{'realigned':>11}{'minutes':>9}"
+    ]
+    for row in report["rows"]:
+        before, after = row["before"], row["after"]
+        lines.append(
+            f"{row['updates']:>8}{row['kl']:>8.3f}{before['agreement']:>12.3f}"
+            f"{after['agreement']:>11.3f}{before['overlap']:>9.3f}{after['overlap']:>11.3f}"
+            f"{before['tau']:>7.2f}{after['tau']:>11.2f}{row['realignment_minutes']:>9.1f}"
+        )
+    return "\n".join(lines)
+
+
+def config_from_flags() -> Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    if _FOLDER.value is None:
+        raise ValueError("give --folder, where data and checkpoints go")
+    library = pathlib.Path(sysconfig.get_path("stdlib"))
+    files = _FILES.value or [str(library / f"{name}.py") for name in _LIBRARY]
+    try:
+        strengths = tuple(int(value) for value in _STRENGTHS.value)
+    except ValueError as error:
+        raise ValueError(f"--strengths={','.join(_STRENGTHS.value)}: {error}") from error
+    return Config(
+        model=binary.MODEL.value,
+        draft=str(binary.given(binary.DRAFT, methods.SHIPPED)),
+        folder=_FOLDER.value,
+        files=tuple(files),
+        strengths=strengths,
+        target_rate=_TARGET_RATE.value,
+        tokens=_TOKENS.value,
+        batch=binary.given(binary.BATCH, 128),
+        steps=_STEPS.value,
+        rate=_RATE.value,
+        batch_tokens=_BATCH_TOKENS.value,
+        window=_WINDOW.value,
+        rows=_ROWS.value,
+        draft_length=int(binary.draft_length() or 5),
+        seed=binary.SEED.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+    binary.report(argv, lambda: run(config_from_flags()), table)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=binary.parse_flags)
