@@ -1,0 +1,367 @@
+"""The stages of a distillation: data, choice, training, card; each goes on where it stopped."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import binary, draft_costs, step_costs
+from specjax import checkpoints, drafters, models
+from specjax.training import (
+    batches,
+    core,
+    curves,
+    data,
+    distillation,
+    fitting,
+    held_out,
+    losses,
+    on_policy,
+    shards,
+    stopping,
+)
+
+__all__ = ["Config", "Trained", "card", "choose", "generate", "run", "train"]
+
+_MOST_UNSEEN = 24
+_STOP_LENGTHS = (3, 5, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One distillation; a field that is None is left to the target.
+
+    Attributes:
+      folder: where data, checkpoints and the draft go.
+      tokens: answer tokens that the target writes.
+      data_minutes: time for them; what would take more is refused.
+      texts: what the target writes; its taps become those of `taps` and the final norm.
+      layers: the target's layers that the draft's begin as; by default the first and the last.
+      feed_forward, vocabulary: the draft's other sizes.
+      candidates: shapes to choose among instead.
+      choice_steps: updates that each of them gets.
+      batch_tokens: tokens an update, with padding.
+      accepted: weight of the negative expected accepted length.
+      on_policy: share of the updates that are on the draft's own text.
+      start_from: a draft to go on from.
+      devices: how many share a batch's rows.
+      draft_length: K that acceptance and costs are measured for.
+      out: the draft's file; by default draft.safetensors in the folder.
+      The others: as `core` and `distillation` take them.
+    """
+
+    folder: str
+    tokens: int = 1_000_000
+    data_minutes: float = 120.0
+    texts: data.Settings = data.Settings()
+    taps: tuple[int, ...] = ()
+    layers: tuple[int, ...] | None = None
+    feed_forward: int | None = None
+    vocabulary: int = 8192
+    candidates: tuple[distillation.Shape, ...] = ()
+    choice_steps: int = 200
+    steps: int = 2400
+    rate: float = 1e-3
+    batch_tokens: int = 4096
+    parts: int = 1
+    loss: str = "forward_kl"
+    beta: float = 0.5
+    features: float = 0.5
+    accepted: float = 0.0
+    on_policy: float = 0.0
+    start_from: str | None = None
+    dtype: str = "float32"
+    devices: int = 1
+    draft_length: int = 5
+    seed: int = 0
+    out: str | None = None
+
+    def __post_init__(self):
+        if self.loss not in losses.LOSSES:
+            raise ValueError(f"--loss={self.loss}: known are {', '.join(losses.LOSSES)}")
+        losses.JensenShannon(self.beta)
+        for name in ("accepted", "on_policy"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
+        if not 1 <= self.devices <= len(jax.devices()):
+            raise ValueError(f"--devices={self.devices}, and there are {len(jax.devices())}")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype={self.dtype} must be float32, bfloat16 or float16")
+        for name in ("tokens", "choice_steps", "steps", "batch_tokens", "parts", "draft_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
+
+    def of(self, config: models.TransformerConfig) -> "Config":
+        """With what was left to the target filled in."""
+        taps = tuple(sorted({*self.taps, config.num_layers}))
+        return dataclasses.replace(
+            self,
+            texts=dataclasses.replace(self.texts, taps=taps),
+            layers=self.layers or tuple(sorted({0, config.num_layers - 1})),
+            feed_forward=self.feed_forward or config.intermediate_size,
+            vocabulary=min(self.vocabulary, config.vocab_size),
+        )
+
+    @property
+    def shape(self) -> distillation.Shape:
+        """The draft's sizes, where no candidates are to be chosen among."""
+        assert self.layers is not None and self.feed_forward is not None
+        return distillation.Shape(self.layers, self.feed_forward, self.vocabulary)
+
+    @property
+    def schedule(self) -> core.Schedule:
+        """Rates, and how many updates."""
+        return core.Schedule(self.steps, self.rate)
+
+    @property
+    def draft(self) -> pathlib.Path:
+        """The draft's file."""
+        return pathlib.Path(self.out or pathlib.Path(self.folder) / "draft.safetensors")
+
+    def objective(self, draft: models.TransformerConfig) -> distillation.Distillation:
+        """What a draft of this configuration minimises."""
+        loss = losses.LOSSES[self.loss]
+        if self.loss == "jensen_shannon":
+            loss = losses.JensenShannon(self.beta)
+        length = self.draft_length if self.accepted else 0
+        return distillation.Distillation(draft, loss, self.features, length, share=self.accepted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained draft.
+
+    Attributes:
+      objective: knows its configuration.
+      params: averaged weights.
+      frozen: the target's part.
+      unseen: batches of text held out.
+      held_out: what was measured on them last.
+      seconds: of training, in all runs.
+      epochs: times that the data was gone through.
+    """
+
+    objective: distillation.Distillation
+    params: Any
+    frozen: Any
+    unseen: list[batches.Batch]
+    held_out: Mapping[str, float]
+    seconds: float
+    epochs: float
+
+
+def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Shard], float]:
+    """The data, and the seconds that making it took in all runs."""
+    folder = pathlib.Path(config.folder) / "data"
+    spent = folder / "seconds.json"
+    earlier = json.loads(spent.read_text()) if spent.exists() else 0.0
+    began = time.monotonic()
+
+    def report(progress: data.Progress) -> None:
+        spent.write_text(json.dumps(earlier + time.monotonic() - began))
+        _say(
+            f"data: {progress.tokens} of {progress.wanted} tokens in {progress.shards} shards, "
+            f"{progress.tokens_per_second:.0f} a second, "
+            f"{progress.seconds_left / 60:.0f} minutes left"
+        )
+
+    held = data.generate(
+        bundle,
+        folder,
+        config.tokens,
+        config.texts,
+        budget_seconds=60 * config.data_minutes,
+        report=report,
+    )
+    return held, json.loads(spent.read_text()) if spent.exists() else 0.0
+
+
+def choose(
+    config: Config, bundle: checkpoints.Bundle, held: list[shards.Shard]
+) -> tuple[distillation.Shape, list[dict[str, Any]]]:
+    """The candidate of the best predicted speedup, and the table of all."""
+    if not config.candidates:
+        return config.shape, []
+    short = dataclasses.replace(config, steps=config.choice_steps)
+    measured = {}
+    for shape in config.candidates:
+        _say(f"candidate: {shape}")
+        name = "-".join(map(str, (*shape.layers, shape.intermediate_size, shape.vocabulary)))
+        folder = pathlib.Path(config.folder) / "candidates" / name
+        measured[shape] = train(short, bundle, held, shape, folder).held_out
+    rows = draft_costs.table(bundle, measured, config.draft_length)
+    best = max(range(len(rows)), key=lambda index: rows[index]["speedup"])
+    return config.candidates[best], rows
+
+
+def train(
+    config: Config,
+    bundle: checkpoints.Bundle,
+    held: list[shards.Shard],
+    shape: distillation.Shape,
+    folder: pathlib.Path,
+) -> Trained:
+    """Trains a draft, or goes on training it."""
+    params, frozen = _begin(config, bundle, held, shape)
+    objective = config.objective(distillation.configure(bundle.config, shape))
+    recorded = batches.Batches(held, config.batch_tokens, config.seed)
+    order: Callable[[int, Any], batches.Batch] = recorded
+    if config.on_policy:
+        order = on_policy.OnPolicy(
+            bundle, objective, frozen, recorded, share=config.on_policy, seed=config.seed
+        )
+    last = batches.Batches(held, config.batch_tokens, config.seed, unseen=True)
+    unseen = [last(index) for index in range(min(last.per_epoch, _MOST_UNSEEN))]
+
+    def report(line: dict[str, Any]) -> None:
+        if "held_out" in line or line["step"] % 50 == 0:
+            left = line["seconds"] / line["step"] * (config.steps - line["step"])
+            found = line.get("held_out", {})
+            _say(
+                f"step {line['step']} of {config.steps}: loss {line['loss']:.3f}, "
+                f"overlap {line['overlap']:.3f}"
+                + "".join(f", held out {name} {value:.3f}" for name, value in found.items())
+                + f"; {left / 60:.0f} minutes left"
+            )
+
+    fields = dataclasses.asdict(config)
+    kept = ("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "start_from")
+    state = fitting.fit(
+        objective,
+        params,
+        frozen,
+        order,
+        config.schedule,
+        folder,
+        seed=config.seed,
+        parts=config.parts,
+        dtype=config.dtype,
+        mesh=jax.make_mesh((config.devices,), ("data",)) if config.devices > 1 else None,
+        settings={
+            **{name: fields[name] for name in kept},
+            "shape": dataclasses.asdict(shape),
+            "schedule": dataclasses.asdict(config.schedule),
+            "seed": config.seed,
+            "answer_tokens": sum(shard.answer_tokens for shard in held),
+        },
+        measure=lambda params: held_out.measure(
+            objective, params, frozen, unseen, config.draft_length
+        ),
+        report=report,
+    )
+    lines = fitting.read_metrics(folder)
+    curves.plot(lines, folder / "curves.png")
+    measured = next(line["held_out"] for line in reversed(lines) if "held_out" in line)
+    return Trained(
+        objective,
+        state.average,
+        frozen,
+        unseen,
+        measured,
+        lines[-1]["seconds"],
+        config.steps / recorded.per_epoch,
+    )
+
+
+def _begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any, Any]:
+    """What is trained, and the rest: of the target's own layers, or of an earlier draft."""
+    if config.start_from is None:
+        tokens = distillation.vocabulary(
+            held, shape.vocabulary, bundle.target.eos_ids, bundle.config.vocab_size
+        )
+        return distillation.begin(bundle, shape, tokens)
+    found, weights, tokens = checkpoints.drafts.weights(config.start_from, bundle)
+    wanted = distillation.configure(bundle.config, shape)
+    if found != wanted:
+        raise ValueError(
+            f"--start_from={config.start_from} is of another shape: {found}, and {wanted} is "
+            "asked for"
+        )
+    frozen = distillation.begin(bundle, shape, tokens)[1]
+    return {name: weights[name] for name in ("layers", "norm")}, frozen
+
+
+def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, Any]:
+    """All stages; writes the draft with its card, and returns the card."""
+    config = config.of(bundle.config)
+    held, data_seconds = generate(config, bundle)
+    shape, candidates = choose(config, bundle, held)
+    trained = train(config, bundle, held, shape, pathlib.Path(config.folder) / "training")
+    checkpoints.drafts.write(
+        config.draft, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
+    )
+    made = card(config, bundle, held, shape, trained, data_seconds)
+    made |= {"command": command, "candidates": candidates}
+    config.draft.with_suffix(".json").write_text(
+        json.dumps(made, indent=1) + "\n", encoding="utf-8"
+    )
+    return made
+
+
+def card(
+    config: Config,
+    bundle: checkpoints.Bundle,
+    held: list[shards.Shard],
+    shape: distillation.Shape,
+    trained: Trained,
+    data_seconds: float,
+) -> dict[str, Any]:
+    """What a user of the draft should know of it."""
+    tokens = np.asarray(trained.frozen["tokens"])
+    unseen = [shard.text(row)[1] for shard in held for row in shard.rows(unseen=True)]
+    return {
+        "target": bundle.name,
+        "seed": config.seed,
+        "shape": dataclasses.asdict(shape),
+        "data": {
+            **dataclasses.asdict(config.texts),
+            "answer_tokens": sum(shard.answer_tokens for shard in held),
+            "conversations": sum(map(len, held)),
+            "held_out_conversations": len(unseen),
+            "minutes": data_seconds / 60,
+        },
+        "training": {
+            **dataclasses.asdict(config.schedule),
+            "batch_tokens": config.batch_tokens,
+            "loss": repr(trained.objective.loss)
+            if config.loss == "jensen_shannon"
+            else config.loss,
+            "features": config.features,
+            "accepted": config.accepted,
+            "on_policy": config.on_policy,
+            "start_from": config.start_from,
+            "epochs": trained.epochs,
+            "minutes": trained.seconds / 60,
+        },
+        "coverage": float(np.mean(np.isin(np.concatenate(unseen), tokens))),
+        "held_out": dict(trained.held_out),
+        "stopping": _stopping(config, bundle, trained),
+        "bytes": config.draft.stat().st_size,
+        "versions": binary.versions(),
+    }
+
+
+def _stopping(config: Config, bundle: checkpoints.Bundle, trained: Trained) -> dict[str, Any]:
+    """Where this draft had better stop, at this machine's costs, by replay of text held out."""
+    model = distillation.draft_model(trained.objective.config, trained.params, trained.frozen)
+    cost = step_costs.measured(bundle.target, drafters.model(model, config.draft_length))
+    texts = held_out.guesses(trained.objective, trained.params, trained.frozen, trained.unseen)
+    if not texts:
+        return {}
+    best, tried = stopping.choose(texts, cost, sorted({*_STOP_LENGTHS, config.draft_length}))
+    always = [row for row in tried if row.stop_below is None and row.stop_above is None]
+    return {
+        "cost": dataclasses.asdict(cost),
+        "best": dataclasses.asdict(best),
+        "never": [dataclasses.asdict(row) for row in always],
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
