@@ -3,22 +3,30 @@
 from experiments import measure
 from specjax import decoding, types
 
-__all__ = ["measured"]
+__all__ = ["measured", "measured_with_seconds"]
 
 _WIDTHS = (1, 2, 4, 8, 12)
 _FILL = 160
 _REPEATS = 5
 
 
-def measured(
+def measured(target: types.LanguageModel, drafter: types.Drafter) -> decoding.Cost:
+    """As `measured_with_seconds`, without the seconds."""
+    return measured_with_seconds(target, drafter)[0]
+
+
+def measured_with_seconds(
     target: types.LanguageModel, drafter: types.Drafter, repeats: int = _REPEATS
-) -> decoding.Cost:
+) -> tuple[decoding.Cost, float]:
     """Measures, in turn, passes of several widths and a draft; takes some seconds.
 
     Args:
       target: with a key/value cache.
       drafter: of chains; a drafted token costs its draft divided by its nodes.
       repeats: rounds.
+
+    Returns:
+      The costs in plain steps, and the seconds of a plain step.
     """
     limit = target.context_length or 2 * _FILL
     fill = min(_FILL, limit // 2)
@@ -31,7 +39,8 @@ def measured(
     variants["draft"] = measure.proposal(target, drafter, prompt)
     found = measure.interleave(variants, repeats)
     plain = found[1].median
-    return decoding.Cost(
+    cost = decoding.Cost(
         found["draft"].median / plain / drafter.nodes,
         tuple((width, found[width].median / plain) for width in widths),
     )
+    return cost, plain

@@ -19,7 +19,7 @@ import numpy as np
 from specjax import checkpoints, decoding, types
 from specjax.training import prompts, recording, shards
 
-__all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "read"]
+__all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "needed", "read"]
 
 # Domains whose prompts are no templates: a turn that the target writes as if it were the user, the
 # answer to such a turn, and the continuation of the user's own files.
@@ -79,10 +79,10 @@ class Settings:
         for index, domain in enumerate(self.domains):
             if domain not in DOMAINS:
                 raise ValueError(f"unknown domain {domain!r}; known: {', '.join(DOMAINS)}")
-            needed = _needed(domain)
-            if needed is not None and needed not in self.domains[:index]:
+            source = needed(domain)
+            if source is not None and source not in self.domains[:index]:
                 raise ValueError(
-                    f"domain {domain!r} works on what {needed!r} gives; name that one before it"
+                    f"domain {domain!r} works on what {source!r} gives; name that one before it"
                 )
         if "files" in self.domains and not self.files:
             raise ValueError("domain 'files' continues text files; name some")
@@ -189,8 +189,8 @@ def _count(made: Sequence[shards.Shard]) -> int:
     return sum(shard.answer_tokens for shard in made)
 
 
-def _needed(domain: str) -> str | None:
-    """The domain whose answers this one's prompts are made of."""
+def needed(domain: str) -> str | None:
+    """The domain whose answers this one's prompts are made of, or None."""
     if domain == "open":
         return "user_turn"
     return "passage" if domain in prompts.NEEDS_PASSAGES else None
@@ -250,7 +250,7 @@ def _prompts(
         return [_opening(bundle)] * count
     if domain == "files":
         return [_window(generator, files) for _ in range(count)]
-    source = _needed(domain)
+    source = needed(domain)
     texts = [
         _plain(bundle, shard, i, _LONGEST_PASSAGE)
         for shard in made

@@ -1,0 +1,216 @@
+"""Whether a draft tuned on a domain pays: acceptance on every group, and when it breaks even.
+
+    python -m experiments.domains --folder=runs/domains --prompts=questions.jsonl
+
+goes on training the generic draft on text of one domain at a time, measures it and the generic
+draft on all groups of the prompts, and holds what the tuning cost against what each token saves.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import app, flags
+
+import specjax
+from experiments import acceptance, binary, distill_stages, methods, step_costs
+from specjax import checkpoints, drafters
+from specjax.training import data
+
+flags.adopt_module_key_flags(binary)
+_FOLDER = flags.DEFINE_string("folder", None, "Where data, checkpoints and drafts go.")
+_PROMPTS = flags.DEFINE_multi_string("prompts", [], "As experiments.acceptance takes them.")
+_COUNT = flags.DEFINE_integer("count", None, "Prompts a group, spread evenly; default all.")
+_DOMAINS = flags.DEFINE_list("domains", ["code", "translation"], "To tune a draft on, each alone.")
+_TOKENS = flags.DEFINE_integer("tokens", 100_000, "Answer tokens that the target writes of each.")
+_STEPS = flags.DEFINE_integer("steps", 250, "Updates of each draft.")
+_RATE = flags.DEFINE_float("rate", 3e-4, "Highest learning rate.")
+
+# The group of prompts that a domain's draft is meant for, where the names differ.
+_GROUPS = {"mathematics": "math_reasoning", "summarisation": "summarization"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, as the flags give it."""
+
+    model: str
+    draft: str
+    folder: str
+    prompts: tuple[str, ...]
+    count: int | None
+    domains: tuple[str, ...]
+    tokens: int
+    steps: int
+    rate: float
+    batch: int
+    max_new_tokens: int
+    draft_length: int
+    seed: int
+
+    def __post_init__(self):
+        for domain in self.domains:
+            if domain not in data.DOMAINS:
+                raise ValueError(f"unknown domain {domain!r}; known: {', '.join(data.DOMAINS)}")
+
+
+def tune(config: Config, bundle: checkpoints.Bundle, domain: str) -> dict[str, Any]:
+    """Goes on training the generic draft on one domain; the card of what comes out."""
+    found, _, tokens = checkpoints.drafts.weights(config.draft, bundle)
+    # Domains that work on others' answers need those too.
+    needed = data.needed(domain)
+    return distill_stages.run(
+        distill_stages.Config(
+            folder=str(pathlib.Path(config.folder) / domain),
+            tokens=config.tokens,
+            texts=data.Settings(
+                seed=config.seed,
+                domains=(domain,) if needed is None else (needed, domain),
+                batch=config.batch,
+            ),
+            layers=tuple(range(found.num_layers)),
+            feed_forward=found.intermediate_size,
+            vocabulary=len(tokens),
+            steps=config.steps,
+            rate=config.rate,
+            start_from=config.draft,
+            draft_length=config.draft_length,
+            seed=config.seed,
+        ),
+        bundle,
+        "python -m experiments.domains",
+    )
+
+
+def measure(config: Config, draft: str) -> dict[str, dict[str, Any]]:
+    """Acceptance by group, from records that are kept."""
+    out = pathlib.Path(config.folder) / f"acceptance-{pathlib.Path(draft).parent.name}.jsonl"
+    return acceptance.run(
+        acceptance.Config(
+            model=config.model,
+            method="draft",
+            settings=methods.Settings(config.draft_length, draft),
+            prompts=config.prompts,
+            count=config.count,
+            longest_prompt=1536,
+            max_new_tokens=config.max_new_tokens,
+            temperature=0.0,
+            rule=None,
+            batch=8,
+            seed=config.seed,
+            compare=False,
+            out=str(out),
+        )
+    )["groups"]
+
+
+def break_even(minutes: float, step_seconds: float, generic: float, tuned: float) -> float | None:
+    """Tokens after which what tuning took is saved again; None where nothing is saved.
+
+    Args:
+      minutes: that tuning took, data and training.
+      step_seconds: of a plain step.
+      generic, tuned: speedups on the domain.
+    """
+    saved = step_seconds * (1 / generic - 1 / tuned)
+    return 60 * minutes / saved if saved > 0 else None
+
+
+def run(config: Config) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    binary.start()
+    bundle = specjax.load(config.model)
+    drafts = {"generic": config.draft}
+    minutes = {}
+    for domain in config.domains:
+        card = tune(config, bundle, domain)
+        drafts[domain] = str(pathlib.Path(config.folder) / domain / "draft.safetensors")
+        minutes[domain] = {
+            "data": card["data"]["minutes"],
+            "training": card["training"]["minutes"],
+        }
+    model = checkpoints.drafts.read(config.draft, bundle)
+    cost, step_seconds = step_costs.measured_with_seconds(
+        bundle.target, drafters.model(model, config.draft_length)
+    )
+    groups = {name: measure(config, draft) for name, draft in drafts.items()}
+    speedups = {
+        name: {
+            group: row["tau"]
+            / (config.draft_length * cost.draft + cost.of_pass(config.draft_length + 1))
+            for group, row in rows.items()
+        }
+        for name, rows in groups.items()
+    }
+    evens = {}
+    for domain in config.domains:
+        group = _GROUPS.get(domain, domain)
+        if group in groups["generic"]:
+            evens[domain] = break_even(
+                sum(minutes[domain].values()),
+                step_seconds,
+                speedups["generic"][group],
+                speedups[domain][group],
+            )
+    report = {
+        **dataclasses.asdict(config),
+        "cost": dataclasses.asdict(cost),
+        "plain_step_seconds": step_seconds,
+        "minutes": minutes,
+        "groups": groups,
+        "predicted_speedup": speedups,
+        "break_even_tokens": evens,
+        "versions": binary.versions(),
+    }
+    path = pathlib.Path(config.folder) / "domains.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """τ of each draft on each group, and when tuning has paid."""
+    names = list(report["groups"])
+    lines = [f"{'τ':<20}" + "".join(f"{name:>14}" for name in names)]
+    for group in report["groups"]["generic"]:
+        taus = (report["groups"][name][group]["tau"] for name in names)
+        lines.append(f"{group:<20}" + "".join(f"{tau:>14.2f}" for tau in taus))
+    for domain, spent in report["minutes"].items():
+        even = report["break_even_tokens"].get(domain)
+        paid = "never on this group" if even is None else f"after {even:,.0f} tokens"
+        lines.append(
+            f"{domain}: {spent['data']:.1f} minutes of data, {spent['training']:.1f} of training; "
+            f"pays {paid}"
+        )
+    return "\n".join(lines)
+
+
+def config_from_flags() -> Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    if _FOLDER.value is None:
+        raise ValueError("give --folder, where data, checkpoints and drafts go")
+    return Config(
+        model=binary.MODEL.value,
+        draft=str(binary.given(binary.DRAFT, methods.SHIPPED)),
+        folder=_FOLDER.value,
+        prompts=tuple(_PROMPTS.value),
+        count=_COUNT.value,
+        domains=tuple(_DOMAINS.value),
+        tokens=_TOKENS.value,
+        steps=_STEPS.value,
+        rate=_RATE.value,
+        batch=binary.given(binary.BATCH, data.Settings.batch),
+        max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
+        draft_length=int(binary.draft_length() or 5),
+        seed=binary.SEED.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+    binary.report(argv, lambda: run(config_from_flags()), table)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=binary.parse_flags)
