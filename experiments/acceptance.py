@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-import specjax
-from experiments import binary, methods, prompt_files
+from experiments import binary, methods, prompt_files, targets
 from specjax import decoding, types, verification
 
 flags.adopt_module_key_flags(binary)
@@ -202,9 +201,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run(config: Config) -> dict[str, Any]:
     """The report, ready for JSON."""
     binary.start()
-    with binary.Progress(f"loading {config.model}"):
-        bundle = specjax.load(config.model)
-        jax.block_until_ready(bundle.target.params)
+    bundle = targets.load(config.model)
     decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
     records = _earlier(config)
     done = {(record["group"], record["question_id"]) for record in records}

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MODEL = flags.DEFINE_string(
-    "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder or Hugging Face id."
+    "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder, Hugging Face id, or `tiny`."
 )
 DRAFT = flags.DEFINE_string(
     "draft", None, "Draft model: layers:N (default layers:12), the target's first, or a checkpoint."

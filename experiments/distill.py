@@ -13,11 +13,9 @@ import shlex
 import sys
 from typing import Any
 
-import jax
 from absl import app, flags
 
-import specjax
-from experiments import binary, draft_costs, tiny
+from experiments import binary, draft_costs, targets
 from experiments.distill_stages import Config, run
 from specjax.training import data, distillation, losses
 
@@ -72,10 +70,7 @@ _OUT = flags.DEFINE_string("out", None, "The draft's file; default draft.safeten
 def report(config: Config) -> dict[str, Any]:
     """The card of the draft, ready for JSON."""
     binary.start()
-    model = binary.MODEL.value
-    with binary.Progress(f"loading {model}"):
-        bundle = tiny.bundle() if model == "tiny" else specjax.load(model)
-        jax.block_until_ready(bundle.target.params)
+    bundle = targets.load(binary.MODEL.value)
     command = shlex.join(["python", "-m", "experiments.distill", *sys.argv[1:]])
     return {**run(config, bundle, command), "draft": str(config.draft)}
 

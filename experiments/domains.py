@@ -14,8 +14,7 @@ from typing import Any
 
 from absl import app, flags
 
-import specjax
-from experiments import acceptance, binary, distill_stages, methods, step_costs
+from experiments import acceptance, binary, distill_stages, methods, step_costs, targets
 from specjax import checkpoints, drafters
 from specjax.training import data
 
@@ -121,7 +120,7 @@ def break_even(minutes: float, step_seconds: float, generic: float, tuned: float
 def run(config: Config) -> dict[str, Any]:
     """The report, ready for JSON."""
     binary.start()
-    bundle = specjax.load(config.model)
+    bundle = targets.load(config.model)
     drafts = {"generic": config.draft}
     minutes = {}
     for domain in config.domains:

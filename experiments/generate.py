@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-import specjax
-from experiments import binary, methods, process
+from experiments import binary, methods, process, targets
 from specjax import analysis, decoding, trees, types, verification
 
 flags.adopt_module_key_flags(binary)
@@ -130,9 +129,7 @@ class _Run:
 def run(config: Config) -> dict[str, Any]:
     """Decodes, streaming the text to standard output; returns the report."""
     binary.start()
-    with binary.Progress(f"loading {config.model}"):
-        bundle = specjax.load(config.model)
-        jax.block_until_ready(bundle.target.params)
+    bundle = targets.load(config.model)
     decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
     prompt = bundle.tokenizer.encode(config.prompt) if config.raw else bundle.chat(config.prompt)
     options = {

@@ -167,7 +167,8 @@ def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     path = SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
     length = _length(settings, 5)
     draft_model = checkpoints.drafts.read(path, bundle)
-    return drafters.model(draft_model, length, greedy=settings.greedy_draft)
+    drafter = drafters.model(draft_model, length, greedy=settings.greedy_draft)
+    return dataclasses.replace(drafter, name="draft")
 
 
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:

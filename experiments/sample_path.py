@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 import specjax
-from experiments import binary, prompt_files
+from experiments import binary, prompt_files, targets
 from specjax import analysis, checkpoints, drafters, models, types
 
 flags.adopt_module_key_flags(binary)
@@ -112,9 +112,7 @@ def contenders(bundle: checkpoints.Bundle) -> dict[str, tuple[types.Drafter, str
 def run(config: Config) -> dict[str, Any]:
     """The report, ready for JSON."""
     binary.start()
-    with binary.Progress(f"loading {config.model}"):
-        bundle = specjax.load(config.model)
-        jax.block_until_ready(bundle.target.params)
+    bundle = targets.load(config.model)
     prompts = choose(bundle, config)
     keys = jax.random.split(jax.random.key(config.seed), len(prompts))
     options = {

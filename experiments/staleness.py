@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-import specjax
-from experiments import binary, methods, tiny
+from experiments import binary, methods, targets
 from specjax import checkpoints, types
 from specjax.models import transformer
 from specjax.training import (
@@ -172,7 +171,7 @@ def realigned(
 def run(config: Config) -> dict[str, Any]:
     """The report, ready for JSON."""
     binary.start()
-    bundle = tiny.bundle() if config.model == "tiny" else specjax.load(config.model)
+    bundle = targets.load(config.model)
     rows = []
     for steps in (0, *config.strengths):
         with binary.Progress(f"target after {steps} updates"):

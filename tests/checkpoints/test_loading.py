@@ -84,7 +84,7 @@ def test_tokenizer_larger_than_the_embedding_is_refused(bundle, tiny):
     vocabulary = {chr(0x4E00 + index): index for index in range(41)}
     inner = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=[]))
     with pytest.raises(ValueError, match="41 tokens.*40 rows"):
-        loading._bundle("x", tiny, bundle.target.params, tokenizers.Tokenizer(inner))
+        loading.assemble("x", tiny, bundle.target.params, tokenizers.Tokenizer(inner))
 
 
 def test_truncated_model_shares_arrays_and_ends_early(bundle):

@@ -168,8 +168,11 @@ def test_stopping_never_where_nothing_asks_for_it():
     """Stops left out are no part of the program; stops that always allow draft the same."""
     model = driving.build("tabular")
     found = [
-        driving.Decode(drafters.model(model, 3, **stop), driving.TEXTS).propose()
-        for stop in ({}, {"stop_below": 0.0, "stop_above": 99.0})
+        driving.Decode(drafter, driving.TEXTS).propose()
+        for drafter in (
+            drafters.model(model, 3),
+            drafters.model(model, 3, stop_below=0.0, stop_above=99.0),
+        )
     ]
     chex.assert_trees_all_equal(found[0].tokens, found[1].tokens)
     assert np.all(found[0].present) and np.all(found[1].present)

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from experiments import tiny
+from experiments import targets
 from specjax import checkpoints
 from specjax.training import data, shards
 
@@ -14,14 +14,14 @@ SETTINGS = data.Settings(
     domains=("passage", "user_turn", "open", "code", "editing"),
     batch=8,
     max_new_tokens=24,
-    taps=(tiny.CONFIG.num_layers,),
+    taps=(targets.TINY.num_layers,),
     top=4,
 )
 
 
 @functools.cache
 def bundle() -> checkpoints.Bundle:
-    return tiny.bundle()
+    return targets.tiny()
 
 
 def make(folder: pathlib.Path, tokens: int = 600, **changes) -> list[shards.Shard]:

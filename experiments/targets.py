@@ -1,18 +1,20 @@
-"""A target small enough to train drafts for within a minute: random weights, letters as tokens."""
+"""Targets by name: checkpoints, and one small enough to train drafts for within a minute."""
 
 import jax
 import tokenizers
 
+import specjax
+from experiments import binary
 from specjax import checkpoints, models
 
-__all__ = ["CONFIG", "bundle"]
+__all__ = ["TINY", "load", "tiny"]
 
 _SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
 _TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-CONFIG = models.TransformerConfig(
+TINY = models.TransformerConfig(
     vocab_size=256 + len(_SPECIAL),
     hidden_size=64,
     intermediate_size=128,
@@ -24,8 +26,20 @@ CONFIG = models.TransformerConfig(
 )
 
 
-def bundle() -> checkpoints.Bundle:
-    """The target with its tokenizer; the same every time."""
+def load(name: str) -> checkpoints.Bundle:
+    """The target of a name: `tiny`, or anything that `specjax.load` takes, with its weights here.
+
+    Raises:
+      ValueError, RuntimeError, ImportError: as `specjax.load`.
+    """
+    with binary.Progress(f"loading {name}"):
+        bundle = tiny() if name == "tiny" else specjax.load(name)
+        jax.block_until_ready(bundle.target.params)
+        return bundle
+
+
+def tiny() -> checkpoints.Bundle:
+    """Random weights, bytes as tokens; the same every time."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     inner = tokenizers.Tokenizer(
         tokenizers.models.BPE({letter: index for index, letter in enumerate(alphabet)}, [])
@@ -35,5 +49,5 @@ def bundle() -> checkpoints.Bundle:
     inner.add_special_tokens(list(_SPECIAL))
     tokenizer = checkpoints.Tokenizer(inner, eos_ids=[len(alphabet)], chat_template=_TEMPLATE)
     # Sharper than usual, or its texts would hardly follow from anything.
-    params = models.init_params(CONFIG, jax.random.key(0), 2.0)
-    return checkpoints.assemble("tiny", CONFIG, params, tokenizer)
+    params = models.init_params(TINY, jax.random.key(0), 2.0)
+    return checkpoints.assemble("tiny", TINY, params, tokenizer)
