@@ -25,14 +25,6 @@ from experiments import binary, methods, prompt_files, targets
 from specjax import decoding, types, verification
 
 flags.adopt_module_key_flags(binary)
-_PROMPTS = flags.DEFINE_multi_string(
-    "prompts", [], "JSON lines with `turns` and `group`; may be given again; default built-in."
-)
-_METHOD = flags.DEFINE_string("method", "draft", f"One of: {', '.join(methods.METHODS)}.")
-_COUNT = flags.DEFINE_integer("count", None, "Prompts a group, spread evenly; default all.")
-_COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and time both.")
-_OUT = flags.DEFINE_string("out", None, "Where the records go, a JSON line a prompt.")
-_LONGEST = flags.DEFINE_integer("longest_prompt", 1536, "Longer prompts, in tokens, are left out.")
 
 # Capacities, so that a run compiles a handful of programs.
 _CAPACITIES = (256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
@@ -200,6 +192,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def run(config: Config) -> dict[str, Any]:
     """The report, ready for JSON."""
+    chosen = _chosen(config)
     binary.start()
     bundle = targets.load(config.model)
     decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
@@ -207,7 +200,7 @@ def run(config: Config) -> dict[str, Any]:
     done = {(record["group"], record["question_id"]) for record in records}
     waiting = [
         (prompt, bundle.chat(prompt.turns[0]))
-        for prompt in _chosen(config)
+        for prompt in chosen
         if (prompt.group, prompt.question) not in done
     ]
     left_out = [prompt for prompt, tokens in waiting if len(tokens) > config.longest_prompt]
@@ -281,18 +274,18 @@ def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
     return Config(
         model=binary.MODEL.value,
-        method=_METHOD.value,
+        method=binary.given(binary.METHOD, "draft"),
         settings=methods.Settings(binary.draft_length(auto=True), binary.DRAFT.value),
-        prompts=tuple(_PROMPTS.value),
-        count=_COUNT.value,
-        longest_prompt=_LONGEST.value,
+        prompts=tuple(binary.PROMPTS.value),
+        count=binary.COUNT.value,
+        longest_prompt=binary.given(binary.LONGEST, 1536),
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
         temperature=binary.given(binary.TEMPERATURE, 0.0),
         rule=binary.RULE.value,
-        batch=binary.given(binary.BATCH, 1 if _COMPARE.value else 8),
+        batch=binary.given(binary.BATCH, 1 if binary.COMPARE.value else 8),
         seed=binary.SEED.value,
-        compare=_COMPARE.value,
-        out=_OUT.value,
+        compare=binary.COMPARE.value,
+        out=binary.OUT.value,
     )
 
 

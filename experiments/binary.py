@@ -20,6 +20,7 @@ from specjax import native, verification
 __all__ = [
     "Progress",
     "draft_length",
+    "folder",
     "given",
     "parse_flags",
     "report",
@@ -46,6 +47,23 @@ TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; default by b
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the requests' keys.")
 BATCH = flags.DEFINE_integer("batch", None, "Rows decoded or verified together.")
 REPEATS = flags.DEFINE_integer("repeats", None, "Timed runs of each; default by binary.")
+METHOD = flags.DEFINE_string("method", None, "A decoding method's name; default by binary.")
+COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
+PROMPTS = flags.DEFINE_multi_string(
+    "prompts", [], "JSON lines with `turns` (and `group`); may be given again; default built-in."
+)
+COUNT = flags.DEFINE_integer("count", None, "Prompts, spread evenly; default by binary.")
+LONGEST = flags.DEFINE_integer(
+    "longest_prompt", None, "Longer prompts, in tokens, are left out; default by binary."
+)
+OUT = flags.DEFINE_string("out", None, "The file to write; default by binary.")
+FOLDER = flags.DEFINE_string("folder", None, "Where data, checkpoints and results go.")
+TOKENS = flags.DEFINE_integer("tokens", None, "Answer tokens that the target writes.")
+DOMAINS = flags.DEFINE_list("domains", None, "Domains of training data; default by binary.")
+FILES = flags.DEFINE_list("files", [], "Text files of your own.")
+STEPS = flags.DEFINE_integer("steps", None, "Updates of the draft; default by binary.")
+RATE = flags.DEFINE_float("rate", None, "Highest learning rate; default by binary.")
+BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens an update, with padding.")
 JSON = flags.DEFINE_bool("json", False, "End with one JSON object on the last line.")
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -53,6 +71,17 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "Directory of compiled programs, empty for none; by default JAX_COMPILATION_CACHE_DIR, or "
     "`programs` beside the fetched models.",
 )
+
+
+def folder() -> str:
+    """The flag --folder, which must be given.
+
+    Raises:
+      ValueError: it was not.
+    """
+    if FOLDER.value is None:
+        raise ValueError("give --folder, where data, checkpoints and results go")
+    return FOLDER.value
 
 
 def given(flag: flags.FlagHolder, default: Any) -> Any:

@@ -20,13 +20,9 @@ from experiments.distill_stages import Config, run
 from specjax.training import data, distillation, losses
 
 flags.adopt_module_key_flags(binary)
-_FOLDER = flags.DEFINE_string("folder", None, "Where data, checkpoints and the draft go.")
-_TOKENS = flags.DEFINE_integer("tokens", Config.tokens, "Answer tokens that the target writes.")
 _DATA_MINUTES = flags.DEFINE_float(
     "data_minutes", Config.data_minutes, "Time for them; what would take more is refused."
 )
-_DOMAINS = flags.DEFINE_list("domains", None, f"In turn, of: {', '.join(data.DOMAINS)}.")
-_FILES = flags.DEFINE_list("files", [], "Text files for the domain `files`.")
 _TAPS = flags.DEFINE_list("taps", [], "Layers to record besides the final norm.")
 _TOP = flags.DEFINE_integer("top", 0, "Most probable tokens to record with the data.")
 _LAYERS = flags.DEFINE_list(
@@ -35,19 +31,14 @@ _LAYERS = flags.DEFINE_list(
 _FEED_FORWARD = flags.DEFINE_integer(
     "feed_forward", None, "Width of its feed-forward layers; default the target's."
 )
-_VOCABULARY = flags.DEFINE_integer("vocabulary", Config.vocabulary, "Tokens it speaks of.")
+_VOCABULARY = flags.DEFINE_integer("draft_vocabulary", Config.vocabulary, "Tokens it speaks of.")
 _CANDIDATES = flags.DEFINE_multi_string(
     "candidates", [], "LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192, to choose among."
 )
 _CHOICE_STEPS = flags.DEFINE_integer(
     "choice_steps", Config.choice_steps, "Updates that each candidate gets."
 )
-_STEPS = flags.DEFINE_integer("steps", Config.steps, "Updates.")
-_BATCH_TOKENS = flags.DEFINE_integer(
-    "batch_tokens", Config.batch_tokens, "Tokens an update, with padding."
-)
 _PARTS = flags.DEFINE_integer("parts", Config.parts, "Parts that a batch is gone through in.")
-_RATE = flags.DEFINE_float("rate", Config.rate, "Highest learning rate.")
 _LOSS = flags.DEFINE_string("loss", Config.loss, f"One of: {', '.join(losses.LOSSES)}.")
 _BETA = flags.DEFINE_float("beta", Config.beta, "Of --loss=jensen_shannon.")
 _FEATURES = flags.DEFINE_float(
@@ -64,7 +55,6 @@ _START_FROM = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_string("dtype", Config.dtype, "Of the passes; bfloat16 on accelerators.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a batch's rows.")
-_OUT = flags.DEFINE_string("out", None, "The draft's file; default draft.safetensors in --folder.")
 
 
 def report(config: Config) -> dict[str, Any]:
@@ -129,19 +119,17 @@ def _integers(name: str, values: list[str] | None) -> tuple[int, ...]:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    if _FOLDER.value is None:
-        raise ValueError("give --folder, where data, checkpoints and the draft go")
     return Config(
-        folder=_FOLDER.value,
-        tokens=_TOKENS.value,
+        folder=binary.folder(),
+        tokens=binary.given(binary.TOKENS, Config.tokens),
         data_minutes=_DATA_MINUTES.value,
         texts=data.Settings(
             seed=binary.SEED.value,
-            domains=data.GENERIC if _DOMAINS.value is None else tuple(_DOMAINS.value),
+            domains=tuple(binary.given(binary.DOMAINS, data.GENERIC)),
             batch=binary.given(binary.BATCH, data.Settings.batch),
             max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
             top=_TOP.value,
-            files=tuple(str(pathlib.Path(path)) for path in _FILES.value),
+            files=tuple(str(pathlib.Path(path)) for path in binary.FILES.value),
         ),
         taps=_integers("taps", _TAPS.value),
         layers=_integers("layers", _LAYERS.value) or None,
@@ -149,9 +137,9 @@ def config_from_flags() -> Config:
         vocabulary=_VOCABULARY.value,
         candidates=tuple(map(parse_shape, _CANDIDATES.value)),
         choice_steps=_CHOICE_STEPS.value,
-        steps=_STEPS.value,
-        rate=_RATE.value,
-        batch_tokens=_BATCH_TOKENS.value,
+        steps=binary.given(binary.STEPS, Config.steps),
+        rate=binary.given(binary.RATE, Config.rate),
+        batch_tokens=binary.BATCH_TOKENS.value,
         parts=_PARTS.value,
         loss=_LOSS.value,
         beta=_BETA.value,
@@ -163,7 +151,7 @@ def config_from_flags() -> Config:
         devices=_DEVICES.value,
         draft_length=int(binary.draft_length() or Config.draft_length),
         seed=binary.SEED.value,
-        out=_OUT.value,
+        out=binary.OUT.value,
     )
 
 

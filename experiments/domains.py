@@ -19,13 +19,6 @@ from specjax import checkpoints, drafters
 from specjax.training import data
 
 flags.adopt_module_key_flags(binary)
-_FOLDER = flags.DEFINE_string("folder", None, "Where data, checkpoints and drafts go.")
-_PROMPTS = flags.DEFINE_multi_string("prompts", [], "As experiments.acceptance takes them.")
-_COUNT = flags.DEFINE_integer("count", None, "Prompts a group, spread evenly; default all.")
-_DOMAINS = flags.DEFINE_list("domains", ["code", "translation"], "To tune a draft on, each alone.")
-_TOKENS = flags.DEFINE_integer("tokens", 100_000, "Answer tokens that the target writes of each.")
-_STEPS = flags.DEFINE_integer("steps", 250, "Updates of each draft.")
-_RATE = flags.DEFINE_float("rate", 3e-4, "Highest learning rate.")
 
 # The group of prompts that a domain's draft is meant for, where the names differ.
 _GROUPS = {"mathematics": "math_reasoning", "summarisation": "summarization"}
@@ -187,18 +180,16 @@ def table(report: Mapping[str, Any]) -> str:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    if _FOLDER.value is None:
-        raise ValueError("give --folder, where data, checkpoints and drafts go")
     return Config(
         model=binary.MODEL.value,
         draft=str(binary.given(binary.DRAFT, methods.SHIPPED)),
-        folder=_FOLDER.value,
-        prompts=tuple(_PROMPTS.value),
-        count=_COUNT.value,
-        domains=tuple(_DOMAINS.value),
-        tokens=_TOKENS.value,
-        steps=_STEPS.value,
-        rate=_RATE.value,
+        folder=binary.folder(),
+        prompts=tuple(binary.PROMPTS.value),
+        count=binary.COUNT.value,
+        domains=tuple(binary.given(binary.DOMAINS, ("code", "translation"))),
+        tokens=binary.given(binary.TOKENS, 100_000),
+        steps=binary.given(binary.STEPS, 250),
+        rate=binary.given(binary.RATE, 3e-4),
         batch=binary.given(binary.BATCH, data.Settings.batch),
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
         draft_length=int(binary.draft_length() or 5),

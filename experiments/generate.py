@@ -20,7 +20,6 @@ from experiments import binary, methods, process, targets
 from specjax import analysis, decoding, trees, types, verification
 
 flags.adopt_module_key_flags(binary)
-_METHOD = flags.DEFINE_string("method", "prompt_lookup", f"One of: {', '.join(methods.METHODS)}.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A text file with what the user says.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, without the chat template.")
@@ -29,7 +28,6 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of thi
 _GREEDY_DRAFT = flags.DEFINE_bool(
     "greedy_draft", False, "Draft the most probable tokens (--method=model)."
 )
-_COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ def config_from_flags() -> Config:
             raise ValueError(f"--prompt_file={file} cannot be read: {error}") from error
     return Config(
         model=binary.MODEL.value,
-        method=_METHOD.value,
+        method=binary.given(binary.METHOD, "prompt_lookup"),
         prompt=prompt,
         raw=_RAW.value,
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
@@ -90,7 +88,7 @@ def config_from_flags() -> Config:
             binary.draft_length(auto=True), binary.DRAFT.value, _GREEDY_DRAFT.value
         ),
         rule=binary.RULE.value,
-        compare=_COMPARE.value,
+        compare=binary.COMPARE.value,
         repeats=binary.given(binary.REPEATS, 3),
     )
 

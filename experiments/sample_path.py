@@ -21,13 +21,6 @@ from experiments import binary, prompt_files, targets
 from specjax import analysis, checkpoints, drafters, models, types
 
 flags.adopt_module_key_flags(binary)
-_PROMPTS = flags.DEFINE_string(
-    "prompts", None, "JSON lines with `turns`, whose first is asked; default the built-in prompts."
-)
-_COUNT = flags.DEFINE_integer(
-    "count", None, "Prompts, spread evenly over the file; default 20, or as many as there are."
-)
-_LONGEST = flags.DEFINE_integer("longest_prompt", 256, "Longer prompts, in tokens, are left out.")
 
 _CHUNK = 64
 _MOST = 20
@@ -38,7 +31,7 @@ class Config:
     """One run, as the flags give it."""
 
     model: str
-    prompts: str | None
+    prompts: tuple[str, ...]
     count: int | None
     longest_prompt: int
     max_new_tokens: int
@@ -55,8 +48,7 @@ class Config:
 
 def choose(bundle: checkpoints.Bundle, config: Config) -> list[list[int]]:
     """`count` prompts as tokens, evenly spread over those that are short enough."""
-    files = () if config.prompts is None else (config.prompts,)
-    chat = [bundle.chat(prompt.turns[0]) for prompt in prompt_files.read(*files)]
+    chat = [bundle.chat(prompt.turns[0]) for prompt in prompt_files.read(*config.prompts)]
     short = [tokens for tokens in chat if len(tokens) <= config.longest_prompt]
     if not short:
         raise ValueError(
@@ -216,9 +208,9 @@ def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
     return Config(
         model=binary.MODEL.value,
-        prompts=_PROMPTS.value,
-        count=_COUNT.value,
-        longest_prompt=_LONGEST.value,
+        prompts=tuple(binary.PROMPTS.value),
+        count=binary.COUNT.value,
+        longest_prompt=binary.given(binary.LONGEST, 256),
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 64),
         temperature=binary.given(binary.TEMPERATURE, 0.8),
         batch=binary.given(binary.BATCH, 4),

@@ -33,16 +33,8 @@ from specjax.training import (
 )
 
 flags.adopt_module_key_flags(binary)
-_FOLDER = flags.DEFINE_string("folder", None, "Where data and checkpoints go.")
-_FILES = flags.DEFINE_list(
-    "files", [], "Text to tune on; default some modules of Python's standard library."
-)
 _STRENGTHS = flags.DEFINE_list("strengths", ["10", "40", "160"], "Updates of the target.")
 _TARGET_RATE = flags.DEFINE_float("target_rate", 3e-5, "Learning rate of the target.")
-_TOKENS = flags.DEFINE_integer("tokens", 60_000, "Answer tokens that each tuned target writes.")
-_STEPS = flags.DEFINE_integer("steps", 200, "Updates of the draft when it is realigned.")
-_RATE = flags.DEFINE_float("rate", 3e-4, "Its highest learning rate.")
-_BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens an update of the draft.")
 _WINDOW = flags.DEFINE_integer("window", 256, "Tokens of a window that the target is tuned on.")
 _ROWS = flags.DEFINE_integer("rows", 4, "Windows an update of the target.")
 
@@ -222,10 +214,8 @@ def table(report: dict[str, Any]) -> str:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    if _FOLDER.value is None:
-        raise ValueError("give --folder, where data and checkpoints go")
     library = pathlib.Path(sysconfig.get_path("stdlib"))
-    files = _FILES.value or [str(library / f"{name}.py") for name in _LIBRARY]
+    files = binary.FILES.value or [str(library / f"{name}.py") for name in _LIBRARY]
     try:
         strengths = tuple(int(value) for value in _STRENGTHS.value)
     except ValueError as error:
@@ -233,15 +223,15 @@ def config_from_flags() -> Config:
     return Config(
         model=binary.MODEL.value,
         draft=str(binary.given(binary.DRAFT, methods.SHIPPED)),
-        folder=_FOLDER.value,
+        folder=binary.folder(),
         files=tuple(files),
         strengths=strengths,
         target_rate=_TARGET_RATE.value,
-        tokens=_TOKENS.value,
+        tokens=binary.given(binary.TOKENS, 60_000),
         batch=binary.given(binary.BATCH, 128),
-        steps=_STEPS.value,
-        rate=_RATE.value,
-        batch_tokens=_BATCH_TOKENS.value,
+        steps=binary.given(binary.STEPS, 200),
+        rate=binary.given(binary.RATE, 3e-4),
+        batch_tokens=binary.BATCH_TOKENS.value,
         window=_WINDOW.value,
         rows=_ROWS.value,
         draft_length=int(binary.draft_length() or 5),

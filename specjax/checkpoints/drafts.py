@@ -21,7 +21,7 @@ from specjax.models import reduced, transformer
 __all__ = ["export", "read", "weights", "write"]
 
 _TABLE = "vocabulary"
-_FORMAT = "specjax draft 1"
+_KEY, _FORMAT = "specjax", "specjax draft 1"
 
 
 def write(
@@ -49,14 +49,15 @@ def write(
     tensors = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in named}
     described = {
         "format": _FORMAT,
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": dataclasses.asdict(config),
         "tokenizer": bundle.tokenizer.fingerprint,
     }
     try:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors[_TABLE] = jnp.asarray(tokens, jnp.int32)
-        library.save_file(tensors, str(path), described)
+        # One entry, since the library writes several in any order.
+        library.save_file(tensors, str(path), {_KEY: json.dumps(described)})
     except OSError as error:
         raise ValueError(f"{path} could not be written: {error}") from error
 
@@ -113,10 +114,10 @@ def weights(
     library = optional.require("safetensors")
     try:
         file = library.safe_open(str(path), framework="numpy")
-        described = file.metadata() or {}
+        described = json.loads(file.metadata()[_KEY])
         stored = {name: file.get_slice(name) for name in file.keys() if name != _TABLE}
         tokens = file.get_tensor(_TABLE)
-        config = configs.TransformerConfig(**json.loads(described["config"]))
+        config = configs.TransformerConfig(**described["config"])
     except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no draft that can be read: {error!r}") from error
     if described.get("format") != _FORMAT:

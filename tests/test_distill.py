@@ -1,0 +1,175 @@
+"""The binaries about drafts, on a tiny target: distill, acceptance, domains, staleness."""
+
+import json
+import logging
+
+import pytest
+from absl.testing import flagsaver
+
+from experiments import acceptance, binary, distill, domains, generate, staleness
+
+TINY = ("--model=tiny", "--batch=32", "--batch_tokens=512")
+SHORT = ("--tokens=4000", "--steps=30", "--max_new_tokens=40")
+
+
+@pytest.fixture
+def call(capsys):
+    logger = logging.getLogger("jax")
+    before = logger.level
+
+    def run(module, *arguments):
+        with flagsaver.flagsaver():
+            code = 0
+            try:
+                module.main(binary.parse_flags([module.__name__, *arguments]))
+            except SystemExit as end:
+                code = end.code
+        return (code, *capsys.readouterr())
+
+    yield run
+    logger.setLevel(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("distill")
+
+
+@pytest.fixture
+def draft(call, folder):
+    """A draft of the tiny target; made once."""
+    path = folder / "draft.safetensors"
+    if not path.exists():
+        code, _, errors = call(distill, *TINY, *SHORT, f"--folder={folder}", "--json")
+        assert code == 0, errors
+    return path
+
+
+def test_a_draft_comes_with_its_card_and_its_curve(draft, folder):
+    card = json.loads(draft.with_suffix(".json").read_text())
+    assert card["data"]["answer_tokens"] >= 4000
+    assert card["training"]["steps"] == 30 and card["training"]["minutes"] > 0
+    assert 0 < card["held_out"]["overlap"] < 1 and 0 < card["coverage"] <= 1
+    assert card["bytes"] == draft.stat().st_size < 16e6
+    assert card["command"].startswith("python -m experiments.distill")
+    assert {"draft", "passes"} <= card["stopping"]["cost"].keys()
+    assert (folder / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_again_makes_nothing_anew(call, draft, folder):
+    before = draft.read_bytes()
+    code, output, errors = call(distill, *TINY, *SHORT, f"--folder={folder}")
+    assert code == 0 and "held out" in output
+    assert "step " not in errors and "shards" not in errors
+    assert draft.read_bytes() == before
+
+
+def test_candidates_are_chosen_by_their_cost(call, draft, folder):
+    flags = [*TINY, *SHORT, f"--folder={folder}", "--choice_steps=5", "--json"]
+    flags += ["--candidates=0/64/200", "--candidates=0+3/128/259", f"--out={folder / 'chosen'}"]
+    # The draft of another shape is another run.
+    (folder / "training").rename(folder / "first")
+    code, output, _ = call(distill, *flags)
+    assert code == 0
+    card = json.loads(output.splitlines()[-1])
+    first, second = card["candidates"]
+    assert first["bytes_per_step"] < second["bytes_per_step"] and first["c"] < second["c"]
+    best = max(card["candidates"], key=lambda row: row["speedup"])
+    assert card["shape"]["layers"] == best["layers"]
+
+
+@pytest.mark.parametrize("length", ["3", "auto"])
+def test_generate_decodes_with_it(call, draft, length):
+    flags = ["--model=tiny", "--method=draft", f"--draft={draft}", f"--draft_length={length}"]
+    flags += ["--compare", "--repeats=1", "--json", "--max_new_tokens=24", "--prompt=abc"]
+    for more, identical in ((), True), (("--temperature=0.8",), None):
+        code, output, errors = call(generate, *flags, *more)
+        assert code == 0, errors
+        report = json.loads(output.splitlines()[-1])
+        assert report["identical"] is identical and report["certified"] is True
+
+
+def questions(folder):
+    path = folder / "questions.jsonl"
+    lines = [
+        {"question_id": i, "group": group, "turns": [f"{group} {i}"]}
+        for group in ("code", "translation")
+        for i in range(3)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):
+    flags = ["--model=tiny", f"--draft={draft}", "--max_new_tokens=16", "--batch=2", "--json"]
+    flags += [f"--prompts={questions(tmp_path)}", f"--out={tmp_path / 'records'}"]
+    code, output, errors = call(acceptance, *flags)
+    assert code == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    assert report["groups"].keys() == {"code", "translation", "overall"}
+    assert report["groups"]["overall"]["prompts"] == 6
+    assert all(1 <= row["tau"] <= 6 for row in report["groups"].values())
+    lines = (tmp_path / "records").read_text().splitlines()
+    (tmp_path / "records").write_text("\n".join(lines[:3]) + "\n")
+    again = json.loads(call(acceptance, *flags)[1].splitlines()[-1])
+    assert again["groups"] == report["groups"]
+    # The counts of a batch are those of each prompt alone, timed beside plain decoding.
+    alone = [flag for flag in flags if "batch" not in flag and "out" not in flag] + ["--compare"]
+    timed = json.loads(call(acceptance, *alone)[1].splitlines()[-1])
+    assert timed["groups"]["overall"]["identical"] == 6
+    assert timed["groups"]["overall"]["tau"] == report["groups"]["overall"]["tau"]
+
+
+def test_domains_hold_cost_against_saving(call, draft, tmp_path):
+    flags = ["--model=tiny", f"--draft={draft}", f"--folder={tmp_path}", "--batch=16", "--json"]
+    flags += [f"--prompts={questions(tmp_path)}", "--tokens=1500", "--steps=10"]
+    code, output, errors = call(domains, *flags, "--max_new_tokens=16", "--domains=code")
+    assert code == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    assert report["groups"].keys() == {"generic", "code"}
+    speedups = [report["predicted_speedup"][name]["code"] for name in ("generic", "code")]
+    even = report["break_even_tokens"]["code"]
+    assert (even is None) == (speedups[1] <= speedups[0])
+    assert domains.break_even(1.0, 0.1, 1.0, 2.0) == pytest.approx(60 / (0.1 * 0.5))
+
+
+def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
+    flags = ["--model=tiny", f"--draft={draft}", f"--folder={tmp_path}", "--batch=16", "--json"]
+    flags += ["--tokens=1500", "--steps=20", "--batch_tokens=512", "--strengths=4,16"]
+    flags += ["--rows=2", "--window=64", "--target_rate=1e-3"]
+    code, output, errors = call(staleness, *flags)
+    assert code == 0, errors
+    rows = json.loads(output.splitlines()[-1])["rows"]
+    assert [row["updates"] for row in rows] == [0, 4, 16]
+    assert 0 == rows[0]["kl"] < rows[1]["kl"] < rows[2]["kl"]
+    assert (tmp_path / "staleness.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "module, flags, message",
+    [
+        (distill, [], "give --folder"),
+        (distill, ["--folder=x", "--loss=no"], "--loss=no"),
+        (distill, ["--folder=x", "--on_policy=2"], "--on_policy=2"),
+        (distill, ["--folder=x", "--layers=a"], "--layers=a"),
+        (distill, ["--folder=x", "--candidates=1/2"], "write LAYERS/FEED_FORWARD/VOCABULARY"),
+        (distill, ["--folder=x", "--devices=99"], "--devices=99"),
+        (distill, ["--folder=x", "--domains=cooking"], "'cooking'"),
+        (distill, ["--folder=x", "--steps=0"], "--steps=0"),
+        (acceptance, ["--prompts=/nowhere"], "/nowhere"),
+        (acceptance, ["--compare", "--batch=2"], "--batch=2"),
+        (acceptance, ["--draft_length=x"], "a whole number or `auto`"),
+        (domains, ["--folder=x", "--domains=cooking"], "'cooking'"),
+        (staleness, ["--folder=x", "--strengths=a"], "--strengths=a"),
+    ],
+)
+def test_bad_input_is_one_line(call, module, flags, message):
+    code, _, errors = call(module, *flags)
+    assert code == 2 and message in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].startswith("error:")
+
+
+def test_a_budget_too_small_says_how_long_it_would_take(call, tmp_path):
+    flags = ["--model=tiny", f"--folder={tmp_path}", "--tokens=100000000", "--data_minutes=1"]
+    code, _, errors = call(distill, *flags, "--batch=8", "--max_new_tokens=16")
+    assert code == 2 and "do not fit the budget" in errors.splitlines()[-1]
