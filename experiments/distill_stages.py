@@ -224,8 +224,7 @@ def train(
             left = line["seconds"] / line["step"] * (config.steps - line["step"])
             found = line.get("held_out", {})
             _say(
-                f"step {line['step']} of {config.steps}: loss {line['loss']:.3f}, "
-                f"overlap {line['overlap']:.3f}"
+                f"step {line['step']} of {config.steps}: loss {line['loss']:.3f}"
                 + "".join(f", held out {name} {value:.3f}" for name, value in found.items())
                 + f"; {left / 60:.0f} minutes left"
             )

@@ -43,10 +43,9 @@ def test_the_whole_target_as_a_draft_agrees_with_it(held):
     objective, params, frozen = begun(everything, shape)
     for name, loss in losses.LOSSES.items():
         objective = dataclasses.replace(objective, loss=loss, features=1.0)
-        total, weight, sums = objective(params, frozen, batch, jax.random.key(0))
+        total, weight, _ = objective(params, frozen, batch, jax.random.key(0))
         # Features are stored in half precision.
         assert abs(total / weight) < 2e-3, name
-        assert sums["overlap"] / weight == pytest.approx(1, abs=2e-3)
         assert int(weight) == int(np.sum(batch.length))
     order = batches.Batches(held, 1024, 0)
     everything_held = [order(step) for step in range(order.per_epoch)]
