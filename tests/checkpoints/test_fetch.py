@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -133,6 +134,21 @@ def test_interrupted_download_leaves_nothing_and_no_process(cache, shelf, monkey
     assert time.monotonic() - begun < 30
     assert started[0].returncode is not None
     assert names(cache) == []
+
+
+def test_what_pip_removes_meanwhile_does_no_harm(tmp_path, monkeypatch):
+    """A folder goes away between being seen and being looked into."""
+    (tmp_path / "part").write_bytes(b"x" * 7)
+    (tmp_path / "pip-download").mkdir()
+    (tmp_path / "pip-download" / "wheel").write_bytes(b"x" * 5)
+    stat = os.stat
+
+    def remove(path):
+        shutil.rmtree(tmp_path / "pip-download", ignore_errors=True)
+        return stat(path)
+
+    monkeypatch.setattr(fetch.os, "stat", remove)
+    assert fetch._size(tmp_path) == 7
 
 
 def test_download_that_hangs_is_given_up(cache, shelf, monkeypatch):
