@@ -71,14 +71,10 @@ def decode(
       state: consumed (its buffers are donated).
       rule: as in `generate`.
     """
-    requests.check(target, drafter, state)
-    form = _form(target, drafter, rule)
-    statistics = states.no_statistics(state.length.shape[0], form.depth)
     # Every step emits a token or ends a row, so a decode takes at most as many as the text has
     # room for.
-    most_steps = jnp.asarray(state.tokens.shape[1], jnp.int32)
-    state, statistics = _run(target, drafter, request, state, statistics, most_steps, form.rule)
-    return as_result(state, statistics)
+    steps = max(int(state.tokens.shape[1]), 1)
+    return as_result(*advance(target, drafter, request, state, rule, steps))
 
 
 def advance(

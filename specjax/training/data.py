@@ -6,7 +6,6 @@ ends with the same shards.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import checkpoints, decoding, types
-from specjax.training import prompts, recording, shards
+from specjax.training import folders, prompts, recording, shards
 
 __all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "needed", "read"]
 
@@ -142,7 +141,7 @@ def generate(
     settings = Settings() if settings is None else settings
     types.whole("tokens", tokens, 1)
     folder = pathlib.Path(folder)
-    _claim(folder, settings)
+    folders.claim(folder / _SETTINGS, dataclasses.asdict(settings))
     made = read(folder)
     recorder = recording.recorder(bundle.target, settings.taps, settings.top)
     files = _files(settings.files, bundle)
@@ -194,25 +193,6 @@ def needed(domain: str) -> str | None:
     if domain == "open":
         return "user_turn"
     return "passage" if domain in prompts.NEEDS_PASSAGES else None
-
-
-def _claim(folder: pathlib.Path, settings: Settings) -> None:
-    """Makes the folder this setting's, or refuses when it is another's."""
-    own = json.loads(json.dumps(dataclasses.asdict(settings)))
-    path = folder / _SETTINGS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(json.dumps(own, indent=1), encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}; give another folder") from error
-    for name, value in own.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{folder} holds shards made with {name}={found.get(name)!r}, and {value!r} is "
-                "asked for; give another folder, or the same settings"
-            )
 
 
 def _files(paths: Sequence[str], bundle: checkpoints.Bundle) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from specjax.training import core, saving
+from specjax.training import core, folders, saving
 
 __all__ = ["TrainingError", "fit", "read_metrics"]
 
@@ -65,7 +65,7 @@ def fit(
       ValueError: a folder with another run, a damaged checkpoint, or a full disk.
     """
     folder = pathlib.Path(folder)
-    _claim(folder, settings or {})
+    folders.claim(folder / _SETTINGS, settings or {})
     key = jax.random.key(seed)
     state = core.init(params)
     if mesh is not None:
@@ -122,25 +122,6 @@ def read_metrics(folder: pathlib.Path | str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return lines
-
-
-def _claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Makes the folder this run's, or refuses when it is another's."""
-    path = folder / _SETTINGS
-    own = json.loads(json.dumps(settings))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(json.dumps(own, indent=1), encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}; give another folder") from error
-    for name in sorted({*own, *found}):
-        if own.get(name) != found.get(name):
-            raise ValueError(
-                f"{folder} holds a run with {name}={found.get(name)!r}, and {own.get(name)!r} is "
-                "asked for; give another folder, or the same settings"
-            )
 
 
 def _forget_after(path: pathlib.Path, step: int) -> float:
