@@ -67,7 +67,7 @@ class Config:
     candidates: tuple[distillation.Shape, ...] = ()
     choice_steps: int = 200
     steps: int = 2400
-    rate: float = 1e-3
+    rate: float = 3e-3
     batch_tokens: int = 4096
     parts: int = 1
     loss: str = "forward_kl"
