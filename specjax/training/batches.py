@@ -65,8 +65,10 @@ class Batches:
         unseen: bool = False,
         tap: int = -1,
     ):
+        self._width = 0
         for shard in held:
-            if shard.features.shape[1] == 0:
+            _, taps, self._width = shard.features.shape
+            if taps == 0:
                 raise ValueError(f"{shard.folder} holds no features; record the final norm's")
         self._held, self._seed, self._tap = held, seed, tap
         self._answer = max((self._longest(shard) for shard in held), default=0)
@@ -113,13 +115,13 @@ class Batches:
         return [order[i] for i in generator.permutation(len(order))]
 
     def _gather(self, width: int, places: Sequence[_Place]) -> Batch:
-        rows, hidden = len(places), self._held[0].features.shape[2]
+        rows = len(places)
         batch = Batch(
             tokens=np.zeros((rows, width), np.int32),
             start=np.zeros(rows, np.int32),
             length=np.zeros(rows, np.int32),
             greedy=np.zeros(rows, bool),
-            features=np.zeros((rows, self._answer, hidden), np.float16),
+            features=np.zeros((rows, self._answer, self._width), np.float16),
             normalizer=np.zeros((rows, self._answer), np.float32),
         )
         for row, place in enumerate(places):

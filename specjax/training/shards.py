@@ -29,7 +29,10 @@ class ShardError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Conversations of one domain, memory-mapped.
+    """Conversations of one domain.
+
+    What is large is memory-mapped when it is asked for, and not kept open: files that a process may
+    have open are few.
 
     n conversations, t tokens in all, m of them answers. The answers' recorded laws stand in order:
     row r of `features` belongs to the r-th answer token of the shard.
@@ -41,10 +44,7 @@ class Shard:
       prompts: int32[n], length of the prompt at its beginning; the rest is the answer.
       temperature: float32[n], at which the answer was drawn; 0 is greedy.
       tokens: int32[t].
-      features: float16[m, taps, H], at the token before.
       normalizer: float32[m]; the final norm's output times the head, less this, is the law.
-      top_tokens: int32[m, k], the most probable tokens, falling.
-      top_log_probs: float32[m, k], natural logs.
     """
 
     folder: pathlib.Path
@@ -53,13 +53,28 @@ class Shard:
     prompts: np.ndarray
     temperature: np.ndarray
     tokens: np.ndarray
-    features: np.ndarray
     normalizer: np.ndarray
-    top_tokens: np.ndarray
-    top_log_probs: np.ndarray
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def features(self) -> np.ndarray:
+        """float16[m, taps, H], hidden states at the token before; mapped anew."""
+        return self._mapped("features")
+
+    @property
+    def top_tokens(self) -> np.ndarray:
+        """int32[m, k], the most probable tokens, falling; mapped anew."""
+        return self._mapped("top_tokens")
+
+    @property
+    def top_log_probs(self) -> np.ndarray:
+        """float32[m, k], their natural logs; mapped anew."""
+        return self._mapped("top_log_probs")
+
+    def _mapped(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     @property
     def answer_tokens(self) -> int:
@@ -84,9 +99,8 @@ class Shard:
         return self.tokens[begin:middle], self.tokens[middle:end]
 
 
-ARRAYS = tuple(
-    field.name for field in dataclasses.fields(Shard) if field.name not in ("folder", "domain")
-)
+_HELD = ("offsets", "prompts", "temperature", "tokens", "normalizer")
+ARRAYS = (*_HELD, "features", "top_tokens", "top_log_probs")
 
 
 def write(folder: pathlib.Path, domain: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -131,13 +145,12 @@ def read(folder: pathlib.Path) -> Shard:
     remedy = "remove the folder and run the command that made it again"
     try:
         summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
-        arrays = {}
         for name in ARRAYS:
             path = folder / f"{name}.npy"
             if _checksum(path) != summary["arrays"][name]:
                 raise ShardError(f"{path} is damaged: it is not what was written; {remedy}")
-            arrays[name] = np.load(path, mmap_mode="r")
-        return Shard(folder, summary["domain"], **arrays)
+        held = {name: np.load(folder / f"{name}.npy") for name in _HELD}
+        return Shard(folder, summary["domain"], **held)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ShardError):
             raise

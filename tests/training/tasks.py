@@ -1,5 +1,6 @@
 """A small target with a tokenizer, its data, and an objective whose optimum is known."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -25,8 +26,6 @@ def bundle() -> checkpoints.Bundle:
 
 
 def make(folder: pathlib.Path, tokens: int = 600, **changes) -> list[shards.Shard]:
-    import dataclasses
-
     return data.generate(bundle(), folder, tokens, dataclasses.replace(SETTINGS, **changes))
 
 

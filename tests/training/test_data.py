@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from specjax import decoding, types
-from specjax.training import data, prompts, recording, shards
+from specjax.training import batches, data, prompts, recording, shards
 from tests.training import tasks
 
 
@@ -206,3 +207,13 @@ def test_full_disk_leaves_nothing_half_done(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert len(data.read(tmp_path)) == count
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_shards_keep_no_file_open(held):
+    count = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    kept = [data.read(held[0].folder.parent) for _ in range(5)]
+    order = [batches.Batches(one, 256, 0) for one in kept]
+    first = [batch(0) for batch in order]
+    assert len(first) == 5
+    if count is not None:
+        assert len(os.listdir("/proc/self/fd")) <= count + 3
