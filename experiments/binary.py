@@ -32,7 +32,9 @@ MODEL = flags.DEFINE_string(
     "model", "smollm2-135m", "Checkpoint: a name, GGUF file, folder, Hugging Face id, or `tiny`."
 )
 DRAFT = flags.DEFINE_string(
-    "draft", None, "Draft model: layers:N (default layers:12), the target's first, or a checkpoint."
+    "draft",
+    None,
+    "Draft model: layers:N (default layers:12), the target's first, a checkpoint, or a draft's file.",
 )
 DRAFT_LENGTH = flags.DEFINE_string(
     "draft_length", None, "Tokens drafted a step, or `auto` where a binary takes it."

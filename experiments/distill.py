@@ -54,6 +54,9 @@ _START_FROM = flags.DEFINE_string(
     "start_from", None, "A draft to go on from, as when realigning it."
 )
 _DTYPE = flags.DEFINE_string("dtype", Config.dtype, "Of the passes; bfloat16 on accelerators.")
+_EXPORT = flags.DEFINE_string(
+    "export", None, "Also write the draft as a Hugging Face folder, for other libraries."
+)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that share a batch's rows.")
 
 
@@ -152,6 +155,7 @@ def config_from_flags() -> Config:
         draft_length=int(binary.draft_length() or Config.draft_length),
         seed=binary.SEED.value,
         out=binary.OUT.value,
+        export=_EXPORT.value,
     )
 
 

@@ -53,6 +53,7 @@ class Config:
       devices: how many share a batch's rows.
       draft_length: K that acceptance and costs are measured for.
       out: the draft's file; by default draft.safetensors in the folder.
+      export: a folder for other libraries' assistant models, or None for none.
       The others: as `core` and `distillation` take them.
     """
 
@@ -81,6 +82,7 @@ class Config:
     draft_length: int = 5
     seed: int = 0
     out: str | None = None
+    export: str | None = None
 
     def __post_init__(self):
         if self.loss not in losses.LOSSES:
@@ -295,6 +297,8 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     checkpoints.drafts.write(
         config.draft, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
     )
+    if config.export is not None:
+        checkpoints.drafts.export(config.draft, bundle, config.export)
     made = card(config, bundle, held, shape, trained, data_seconds)
     made |= {"command": command, "candidates": candidates}
     config.draft.with_suffix(".json").write_text(

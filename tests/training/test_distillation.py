@@ -275,6 +275,24 @@ def test_exported_folder_is_the_draft_with_the_whole_vocabulary(tokens, tmp_path
         huggingface.write(tmp_path, objective.config, params, bundle.tokenizer)
 
 
+def test_transformers_takes_the_folder_for_an_assistant(tokens, tmp_path):
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    bundle = tasks.bundle()
+    objective, params, _ = begun(tokens)
+    path = tmp_path / "draft.safetensors"
+    checkpoints.drafts.write(path, bundle, objective.config, params, tokens)
+    checkpoints.drafts.export(path, bundle, tmp_path / "draft")
+    huggingface.write(tmp_path / "target", bundle.config, bundle.target.params, bundle.tokenizer)
+    target, draft = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+        for name in ("target", "draft")
+    )
+    prompt = torch.tensor([bundle.chat("abc")])
+    options = {"max_new_tokens": 20, "do_sample": False}
+    plain = target.generate(prompt, **options)
+    assert torch.equal(target.generate(prompt, assistant_model=draft, **options), plain)
+
+
 @pytest.fixture
 def draft_file(tokens, tmp_path):
     objective, params, _ = begun(tokens)
