@@ -34,7 +34,8 @@ MODEL = flags.DEFINE_string(
 DRAFT = flags.DEFINE_string(
     "draft",
     None,
-    "Draft model: layers:N (default layers:12), the target's first, a checkpoint, or a draft's file.",
+    "Draft model: layers:N (default layers:12), the target's first, a checkpoint, or, with "
+    "--method=draft, a file that experiments.distill made.",
 )
 DRAFT_LENGTH = flags.DEFINE_string(
     "draft_length", None, "Tokens drafted a step, or `auto` where a binary takes it."
