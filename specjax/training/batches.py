@@ -11,8 +11,10 @@ from specjax.training import shards
 
 __all__ = ["Batch", "Batches"]
 
-# Widths that conversations are padded to; each is a program of its own.
-_WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Widths are rounded up to a multiple of this part of them, so that little is padded and the
+# programs, one a width, stay few.
+_PART = 8
+_LEAST_STEP = 32
 
 
 @struct.dataclass
@@ -71,14 +73,16 @@ class Batches:
             if taps == 0:
                 raise ValueError(f"{shard.folder} holds no features; record the final norm's")
         self._held, self._seed, self._tap = held, seed, tap
-        self._answer = max((self._longest(shard) for shard in held), default=0)
+        # By width: its conversations, and its longest answer, to which laws are padded.
         self._groups: dict[int, list[_Place]] = {}
+        self._answers: dict[int, int] = {}
         for index, shard in enumerate(held):
             lengths = np.diff(shard.offsets)
             for row in shard.rows(unseen):
-                # A batch has room for an answer's window even where the text is short.
-                width = _width(max(int(lengths[row]), self._answer + 1))
+                width = _width(int(lengths[row]))
                 self._groups.setdefault(width, []).append(_Place(index, row))
+                answer = int(lengths[row] - shard.prompts[row])
+                self._answers[width] = max(self._answers.get(width, 0), answer)
         self._rows = {width: max(tokens // width, 1) for width in self._groups}
         # Steps of one width share a program, so what is left over waits for the next epoch; text
         # that is only measured on is all looked at.
@@ -101,9 +105,6 @@ class Batches:
         width, places = self._order[1][index]
         return self._gather(width, places)
 
-    def _longest(self, shard: shards.Shard) -> int:
-        return int(np.max(np.diff(shard.answer_offsets), initial=0))
-
     def _shuffled(self, epoch: int) -> list[tuple[int, list[_Place]]]:
         generator = np.random.default_rng([self._seed, epoch])
         order = []
@@ -115,14 +116,14 @@ class Batches:
         return [order[i] for i in generator.permutation(len(order))]
 
     def _gather(self, width: int, places: Sequence[_Place]) -> Batch:
-        rows = len(places)
+        rows, answer = len(places), self._answers[width]
         batch = Batch(
             tokens=np.zeros((rows, width), np.int32),
             start=np.zeros(rows, np.int32),
             length=np.zeros(rows, np.int32),
             greedy=np.zeros(rows, bool),
-            features=np.zeros((rows, self._answer, self._width), np.float16),
-            normalizer=np.zeros((rows, self._answer), np.float32),
+            features=np.zeros((rows, answer, self._width), np.float16),
+            normalizer=np.zeros((rows, answer), np.float32),
         )
         for row, place in enumerate(places):
             shard = self._held[place.shard]
@@ -138,5 +139,5 @@ class Batches:
 
 
 def _width(length: int) -> int:
-    widest = _WIDTHS[-1]
-    return next((width for width in _WIDTHS if width >= length), -(-length // widest) * widest)
+    step = max(1 << max(length // _PART - 1, 0).bit_length(), _LEAST_STEP)
+    return -(-length // step) * step
