@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments import targets
 from specjax import checkpoints
-from specjax.training import data, shards
+from specjax.training import data, distillation, shards
 
 SETTINGS = data.Settings(
     domains=("passage", "user_turn", "open", "code", "editing"),
@@ -18,6 +18,7 @@ SETTINGS = data.Settings(
     taps=(targets.TINY.num_layers,),
     top=4,
 )
+SHAPE = distillation.Shape((0, 3), 96, 120)
 
 
 @functools.cache
@@ -27,6 +28,13 @@ def bundle() -> checkpoints.Bundle:
 
 def make(folder: pathlib.Path, tokens: int = 600, **changes) -> list[shards.Shard]:
     return data.generate(bundle(), folder, tokens, dataclasses.replace(SETTINGS, **changes))
+
+
+def begun(tokens, shape=SHAPE, **options):
+    """A draft of the tiny target before any training: objective, params, frozen."""
+    params, frozen = distillation.begin(bundle(), shape, tokens)
+    objective = distillation.Distillation(distillation.configure(bundle().config, shape), **options)
+    return objective, params, frozen
 
 
 def regression(params, frozen, batch, key):

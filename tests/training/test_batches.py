@@ -1,0 +1,123 @@
+"""Batches of recorded text, and of what the draft writes itself."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from specjax.training import batches, core, fitting, on_policy
+from tests.training import tasks
+
+
+def test_batches_cover_conversations_once_an_epoch(held):
+    """Whole batches are made, so what is left over of a width waits for another epoch."""
+    order = batches.Batches(held, 128, 3)
+    seen, left_over = [], 0
+    for width, places in order._groups.items():
+        left_over += len(places) % max(128 // width, 1)
+    for step in range(order.per_epoch):
+        batch = order(step)
+        assert batch.tokens.shape[0] * batch.tokens.shape[1] <= 128 or len(batch.tokens) == 1
+        for row in range(len(batch.length)):
+            seen.append(batch.tokens[row, : batch.start[row] + batch.length[row]].tobytes())
+    texts = [
+        np.concatenate(shard.text(row)).tobytes()
+        for shard in held
+        for row in shard.rows(unseen=False)
+    ]
+    assert len(seen) == len(texts) - left_over and not collections.Counter(
+        seen
+    ) - collections.Counter(texts)
+    later = set()
+    for step in range(8 * order.per_epoch):
+        batch = order(step)
+        for row in range(len(batch.length)):
+            later.add(batch.tokens[row, : batch.start[row] + batch.length[row]].tobytes())
+    assert later == set(texts)
+    first = [order(step).tokens.tobytes() for step in range(order.per_epoch)]
+    again = [
+        batches.Batches(held, 128, 3)(step).tokens.tobytes() for step in range(order.per_epoch)
+    ]
+    later = [order(order.per_epoch + step).tokens.tobytes() for step in range(order.per_epoch)]
+    assert first == again and first != later
+
+
+def test_what_is_held_out_is_never_trained_on(held):
+    for shard in held:
+        known, unseen = (set(shard.rows(unseen=which)) for which in (False, True))
+        assert known and unseen and known | unseen == set(range(len(shard)))
+        assert not known & unseen and len(unseen) % 2 == 0
+    order = batches.Batches(held, 128, 3, unseen=True)
+    seen = {
+        (int(batch.start[row]), batch.tokens[row].tobytes())
+        for batch in map(order, range(order.per_epoch))
+        for row in range(len(batch.length))
+    }
+    order = batches.Batches(held, 128, 3)
+    for batch in map(order, range(order.per_epoch)):
+        for row in range(len(batch.length)):
+            assert (int(batch.start[row]), batch.tokens[row].tobytes()) not in seen
+
+
+def test_batches_refuse_what_makes_none(held, tmp_path):
+    with pytest.raises(ValueError, match="conversations make no batch of 100000 tokens"):
+        batches.Batches(held[:1], 100_000, 0)
+    bare = tasks.make(tmp_path, 10, taps=())
+    with pytest.raises(ValueError, match="holds no features"):
+        batches.Batches(bare, 128, 0)
+
+
+def test_judged_text_has_the_laws_that_recording_gives(held):
+    batch = batches.Batches(held, 1024, 0)(0)
+    bundle = tasks.bundle()
+    judged = on_policy.judge(
+        bundle.target, batch.tokens, batch.start, batch.length, batch.normalizer.shape[1]
+    )
+    for row, length in enumerate(batch.length):
+        for name in ("features", "normalizer"):
+            np.testing.assert_allclose(
+                np.asarray(getattr(judged, name)[row, :length], np.float32),
+                np.asarray(getattr(batch, name)[row, :length], np.float32),
+                rtol=2e-3,
+                atol=2e-3,
+            )
+
+
+def test_a_draft_trains_on_what_it_writes_and_resumes_to_the_bit(held, tokens, tmp_path):
+    objective, params, frozen = tasks.begun(tokens)
+    bundle = tasks.bundle()
+    recorded = batches.Batches(held, 1024, 0)
+
+    def fit(folder, **options):
+        own = on_policy.OnPolicy(bundle, objective, frozen, recorded, share=0.5, every=2)
+        schedule = core.Schedule(8, 1e-3, warmup=1)
+        return fitting.fit(
+            objective, params, frozen, own, schedule, folder, save_every=2, **options
+        )
+
+    def stop(line):
+        if line["step"] == 5:
+            raise KeyboardInterrupt
+
+    fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "parts", report=stop)
+    fit(tmp_path / "parts")
+    losses_of = [
+        [line["loss"] for line in fitting.read_metrics(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
+    assert losses_of[0] == losses_of[1]
+    own = on_policy.OnPolicy(bundle, objective, frozen, recorded, share=0.5, every=2)
+    first, second = own(0, params), own(1, params)
+    np.testing.assert_array_equal(second.tokens, recorded(1).tokens)
+    texts = {
+        row[a : a + n].tobytes()
+        for row, a, n in zip(first.tokens, first.start, first.length, strict=True)
+    }
+    assert not texts & {
+        row[a : a + n].tobytes()
+        for row, a, n in zip(recorded(0).tokens, recorded(0).start, recorded(0).length, strict=True)
+    }
+    with pytest.raises(ValueError, match="share=2"):
+        on_policy.OnPolicy(bundle, objective, frozen, recorded, share=2)

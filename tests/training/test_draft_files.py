@@ -1,0 +1,110 @@
+"""Drafts as files, and as folders for other libraries."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax import checkpoints, models
+from specjax.checkpoints import huggingface
+from specjax.training import distillation
+from tests.training import tasks
+
+
+def test_drafts_survive_their_file(tokens, tmp_path):
+    bundle = tasks.bundle()
+    objective, params, frozen = tasks.begun(tokens)
+    path = tmp_path / "draft.safetensors"
+    checkpoints.drafts.write(path, bundle, objective.config, params, tokens)
+    model = checkpoints.drafts.read(path, bundle)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
+    own = distillation.draft_model(objective.config, rounded, frozen)
+    text = jnp.asarray([bundle.chat("abc")])
+    logits = [
+        m.apply(m.params, text, m.init_cache(1, text.shape[1]), None, ())[0].logits
+        for m in (model, own)
+    ]
+    np.testing.assert_array_equal(*logits)
+    assert model.eos_ids == bundle.target.eos_ids
+    # The embedding is the target's own array, not another copy.
+    assert model.params.params["embed"]["embedding"] is bundle.target.params["embed"]["embedding"]
+
+
+def test_exported_folder_is_the_draft_with_the_whole_vocabulary(tokens, tmp_path):
+    bundle = tasks.bundle()
+    objective, params, _ = tasks.begun(tokens)
+    path = tmp_path / "draft.safetensors"
+    checkpoints.drafts.write(path, bundle, objective.config, params, tokens)
+    checkpoints.drafts.export(path, bundle, tmp_path / "folder")
+    loaded = checkpoints.load(str(tmp_path / "folder"))
+    draft = checkpoints.drafts.read(path, bundle)
+    text = jnp.asarray([bundle.chat("abc")])
+    whole, cut = (
+        m.apply(m.params, text, m.init_cache(1, text.shape[1]), None, ())[0].logits
+        for m in (loaded.target, draft)
+    )
+    # The folder's embedding is rounded to bfloat16 too.
+    np.testing.assert_allclose(whole[:, :, tokens], cut[:, :, tokens], rtol=0.1, atol=0.1)
+    assert loaded.tokenizer.fingerprint == bundle.tokenizer.fingerprint
+    assert loaded.chat("abc") == bundle.chat("abc")
+    with pytest.raises(ValueError, match="head_rows=120"):
+        huggingface.write(tmp_path, objective.config, params, bundle.tokenizer)
+
+
+def test_transformers_takes_the_folder_for_an_assistant(tokens, tmp_path):
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    bundle = tasks.bundle()
+    objective, params, _ = tasks.begun(tokens)
+    path = tmp_path / "draft.safetensors"
+    checkpoints.drafts.write(path, bundle, objective.config, params, tokens)
+    checkpoints.drafts.export(path, bundle, tmp_path / "draft")
+    huggingface.write(tmp_path / "target", bundle.config, bundle.target.params, bundle.tokenizer)
+    target, draft = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+        for name in ("target", "draft")
+    )
+    prompt = torch.tensor([bundle.chat("abc")])
+    options = {"max_new_tokens": 20, "do_sample": False}
+    plain = target.generate(prompt, **options)
+    assert torch.equal(target.generate(prompt, assistant_model=draft, **options), plain)
+
+
+@pytest.fixture
+def draft_file(tokens, tmp_path):
+    objective, params, _ = tasks.begun(tokens)
+    path = tmp_path / "draft.safetensors"
+    checkpoints.drafts.write(path, tasks.bundle(), objective.config, params, tokens)
+    return path
+
+
+def test_bad_draft_files_are_named(draft_file, tokens, tmp_path):
+    bundle = tasks.bundle()
+    with pytest.raises(ValueError, match="nowhere.*no draft that can be read"):
+        checkpoints.drafts.read(tmp_path / "nowhere", bundle)
+    content = draft_file.read_bytes()
+    (tmp_path / "short").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="short.*no draft that can be read"):
+        checkpoints.drafts.read(tmp_path / "short", bundle)
+    objective, params, _ = tasks.begun(tokens)
+    strange = tokens.copy()
+    strange[-1] = 4000
+    checkpoints.drafts.write(tmp_path / "table", bundle, objective.config, params, strange)
+    with pytest.raises(ValueError, match="token 4000, outside the vocabulary 0…258"):
+        checkpoints.drafts.read(tmp_path / "table", bundle)
+    fewer = {**params, "layers": {0: params["layers"][0]}}
+    checkpoints.drafts.write(tmp_path / "fewer", bundle, objective.config, fewer, tokens)
+    with pytest.raises(ValueError, match="lacks.*model.layers.1"):
+        checkpoints.drafts.read(tmp_path / "fewer", bundle)
+
+
+def test_a_draft_for_another_target_is_refused(draft_file, smollm2):
+    with pytest.raises(ValueError, match="another tokenizer than that of 'smollm2-135m'"):
+        checkpoints.drafts.read(draft_file, smollm2)
+    bundle = tasks.bundle()
+    wide = dataclasses.replace(bundle.config, hidden_size=128)
+    params = models.init_params(wide, jax.random.key(0))
+    other = checkpoints.assemble("wide", wide, params, bundle.tokenizer)
+    with pytest.raises(ValueError, match="hidden_size=64, and 'wide' has 128"):
+        checkpoints.drafts.read(draft_file, other)
