@@ -23,6 +23,7 @@ from absl import app, flags
 
 from experiments import binary, methods, prompt_files, targets
 from specjax import decoding, types, verification
+from specjax.training import folders
 
 flags.adopt_module_key_flags(binary)
 
@@ -62,6 +63,8 @@ class Config:
     def fixed(self) -> dict[str, Any]:
         """What two records must share to stand in one file."""
         kept = dataclasses.asdict(self)
+        if self.method == "draft":
+            kept["draft_content"] = folders.digest(self.settings.draft or methods.SHIPPED)
         return {name: kept[name] for name in kept if name not in ("prompts", "count", "out")}
 
 
@@ -136,6 +139,7 @@ def _decode(
 
     shape = (decoder.drafter.name, decoder.drafter.nodes, len(prompts), options["capacity"])
     if shape not in _WARM:
+        decoder.warm(prompts, options)
         run()
         _WARM.add(shape)
     return run()
@@ -197,6 +201,8 @@ def run(config: Config) -> dict[str, Any]:
     bundle = targets.load(config.model)
     decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
     records = _earlier(config)
+    if not chosen:
+        raise ValueError("no prompts were given to measure on")
     done = {(record["group"], record["question_id"]) for record in records}
     waiting = [
         (prompt, bundle.chat(prompt.turns[0]))
@@ -205,6 +211,11 @@ def run(config: Config) -> dict[str, Any]:
     ]
     left_out = [prompt for prompt, tokens in waiting if len(tokens) > config.longest_prompt]
     waiting = [asked for asked in waiting if len(asked[1]) <= config.longest_prompt]
+    if not waiting and not records:
+        raise ValueError(
+            f"all {len(left_out)} prompts have more than --longest_prompt={config.longest_prompt} "
+            "tokens"
+        )
     # Prompts of one capacity follow each other: few programs, and batches of like lengths.
     waiting.sort(key=lambda asked: len(asked[1]))
     with binary.Progress(f"{config.method} on {len(waiting)} prompts") as progress:

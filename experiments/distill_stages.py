@@ -20,6 +20,7 @@ from specjax.training import (
     data,
     distillation,
     fitting,
+    folders,
     held_out,
     losses,
     on_policy,
@@ -88,6 +89,11 @@ class Config:
         if self.loss not in losses.LOSSES:
             raise ValueError(f"--loss={self.loss}: known are {', '.join(losses.LOSSES)}")
         losses.JensenShannon(self.beta)
+        if self.accepted and self.on_policy:
+            raise ValueError(
+                f"--accepted={self.accepted} counts text that the target wrote, and "
+                f"--on_policy={self.on_policy} asks for the draft's own; leave one of them out"
+            )
         for name in ("accepted", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
@@ -192,14 +198,15 @@ def choose(
         return config.shape, []
     short = dataclasses.replace(config, steps=config.choice_steps)
     measured = {}
-    for shape in config.candidates:
+    shapes = tuple(dict.fromkeys(config.candidates))
+    for shape in shapes:
         _say(f"candidate: {shape}")
         name = "-".join(map(str, (*shape.layers, shape.intermediate_size, shape.vocabulary)))
         folder = pathlib.Path(config.folder) / "candidates" / name
         measured[shape] = train(short, bundle, held, shape, folder).held_out
     rows = draft_costs.table(bundle, measured, config.draft_length)
     best = max(range(len(rows)), key=lambda index: rows[index]["speedup"])
-    return config.candidates[best], rows
+    return shapes[best], rows
 
 
 def train(
@@ -212,7 +219,9 @@ def train(
     """Trains a draft, or goes on training it."""
     params, frozen = _begin(config, bundle, held, shape)
     objective = config.objective(distillation.configure(bundle.config, shape))
-    recorded = batches.Batches(held, config.batch_tokens, config.seed)
+    recorded = batches.Batches(
+        held, config.batch_tokens, config.seed, multiple=config.parts * config.devices
+    )
     order: Callable[[int, Any], batches.Batch] = recorded
     if config.on_policy:
         order = on_policy.OnPolicy(
@@ -232,7 +241,8 @@ def train(
             )
 
     fields = dataclasses.asdict(config)
-    kept = ("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "start_from")
+    kept = ("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length")
+    kept += ("dtype", "parts", "devices", "seed")
     state = fitting.fit(
         objective,
         params,
@@ -248,7 +258,7 @@ def train(
             **{name: fields[name] for name in kept},
             "shape": dataclasses.asdict(shape),
             "schedule": dataclasses.asdict(config.schedule),
-            "seed": config.seed,
+            "start_from": folders.digest(config.start_from),
             "answer_tokens": sum(shard.answer_tokens for shard in held),
         },
         measure=lambda params: held_out.measure(
@@ -291,6 +301,14 @@ def _begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any
 def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, Any]:
     """All stages; writes the draft with its card, and returns the card."""
     config = config.of(bundle.config)
+    # What can be said of it is said before hours are spent on data.
+    for shape in config.candidates or (config.shape,):
+        distillation.configure(bundle.config, shape)
+    if config.start_from is not None:
+        checkpoints.drafts.weights(config.start_from, bundle)
+    if config.export is not None and not bundle.config.tied_embeddings:
+        raise ValueError("--export needs a target whose head is its embedding")
+    curves.check()
     held, data_seconds = generate(config, bundle)
     shape, candidates = choose(config, bundle, held)
     trained = train(config, bundle, held, shape, pathlib.Path(config.folder) / "training")

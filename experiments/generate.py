@@ -141,9 +141,7 @@ def run(config: Config) -> dict[str, Any]:
         f"compiling {config.method} (prompt of {len(prompt)} tokens)"
     ) as compiling:
         next(asked.stream()[0])
-        if decoder.choices is not None:
-            # Any of the lengths may be chosen later.
-            asked.time()
+        decoder.warm([prompt], options)
 
     stream, prefill_seconds = asked.stream()
     text = bundle.tokenizer.stream()

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import specjax
 from experiments import step_costs
@@ -67,6 +68,12 @@ class Decoder:
     rule: types.VerificationRule
     choices: Mapping[int, types.Drafter] | None = None
     cost: decoding.Cost | None = None
+
+    def warm(self, prompts: list[list[int]], options: dict[str, Any]) -> None:
+        """Compiles the program of every draft length that may be chosen."""
+        for drafter in (self.choices or {}).values():
+            request, state = decoding.init(self.target, self.drafter, prompts, **options)
+            decoding.advance(self.target, drafter, request, state, self.rule)
 
     def stream(
         self, request: decoding.Request, state: decoding.DecodeState

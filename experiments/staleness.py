@@ -27,6 +27,7 @@ from specjax.training import (
     data,
     distillation,
     fitting,
+    folders,
     held_out,
     losses,
     tuning,
@@ -78,7 +79,13 @@ def tuned(config: Config, bundle: checkpoints.Bundle, steps: int) -> checkpoints
         core.Schedule(steps, config.target_rate, warmup=min(10, steps // 2), decay=0.0),
         folder,
         seed=config.seed,
-        settings={"files": list(config.files), "rows": config.rows, "window": config.window},
+        settings={
+            "files": [folders.digest(path) for path in config.files],
+            "rows": config.rows,
+            "window": config.window,
+            "rate": config.target_rate,
+            "seed": config.seed,
+        },
         # The last state is all that is wanted of it.
         save_every=steps,
     )
@@ -151,7 +158,15 @@ def realigned(
         core.Schedule(config.steps, config.rate, warmup=20),
         pathlib.Path(config.folder) / f"draft-{steps}",
         seed=config.seed,
-        settings={"draft": config.draft, "strength": steps, "tokens": config.tokens},
+        settings={
+            "draft": folders.digest(config.draft),
+            "strength": steps,
+            "tokens": config.tokens,
+            "steps": config.steps,
+            "rate": config.rate,
+            "batch_tokens": config.batch_tokens,
+            "seed": config.seed,
+        },
     )
     minutes = fitting.read_metrics(pathlib.Path(config.folder) / f"draft-{steps}")[-1]["seconds"]
     return (

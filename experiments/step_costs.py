@@ -5,7 +5,8 @@ from specjax import decoding, types
 
 __all__ = ["measured", "measured_with_seconds"]
 
-_WIDTHS = (1, 2, 4, 8, 12)
+# Every width that a draft length here asks for: between them a line is drawn, beyond them none.
+_WIDTHS = (1, 2, 3, 4, 6, 9)
 _FILL = 160
 _REPEATS = 5
 
@@ -30,7 +31,7 @@ def measured_with_seconds(
     """
     limit = target.context_length or 2 * _FILL
     fill = min(_FILL, limit // 2)
-    widths = [width for width in _WIDTHS if width <= max(drafter.nodes + 1, 2)]
+    widths = sorted({*_WIDTHS, drafter.nodes + 1})
     cache = target.init_cache(1, fill + max(widths))
     variants: dict[str | int, measure.Variant] = {
         width: measure.forward(target, width, fill, cache) for width in widths

@@ -58,7 +58,7 @@ def write(
         tensors[_TABLE] = jnp.asarray(tokens, jnp.int32)
         # One entry, since the library writes several in any order.
         library.save_file(tensors, str(path), {_KEY: json.dumps(described)})
-    except OSError as error:
+    except (OSError, optional.require("safetensors").SafetensorError) as error:
         raise ValueError(f"{path} could not be written: {error}") from error
 
 
@@ -79,6 +79,12 @@ def read(path: str | os.PathLike[str], bundle: loading.Bundle) -> types.Language
         transformer.language_model(config, params), tokens, config.vocab_size
     )
     return dataclasses.replace(model, eos_ids=bundle.target.eos_ids)
+
+
+def _config(given: dict[str, Any]) -> configs.TransformerConfig:
+    scaling = given.get("rotary_scaling")
+    scaling = None if scaling is None else configs.RotaryScaling(**scaling)
+    return configs.TransformerConfig(**{**given, "rotary_scaling": scaling})
 
 
 def export(
@@ -117,7 +123,7 @@ def weights(
         described = json.loads(file.metadata()[_KEY])
         stored = {name: file.get_slice(name) for name in file.keys() if name != _TABLE}
         tokens = file.get_tensor(_TABLE)
-        config = configs.TransformerConfig(**described["config"])
+        config = _config(described["config"])
     except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no draft that can be read: {error!r}") from error
     if described.get("format") != _FORMAT:

@@ -203,7 +203,7 @@ def write(
         )
         (folder / "config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
         tokenizer.save(folder)
-    except OSError as error:
+    except (OSError, optional.require("safetensors").SafetensorError) as error:
         raise ValueError(f"{folder} could not be written: {error}") from error
 
 

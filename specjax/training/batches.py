@@ -51,6 +51,7 @@ class Batches:
       held: shards with features of the final norm.
       tokens: B·T, tokens a batch with padding; rows are as many as fit.
       seed: of the order.
+      multiple: rows are a multiple of this, as parts and devices want.
       unseen: the conversations that are held out, instead of those to train on.
       tap: which of the recorded features is the final norm's.
 
@@ -64,6 +65,7 @@ class Batches:
         tokens: int,
         seed: int,
         *,
+        multiple: int = 1,
         unseen: bool = False,
         tap: int = -1,
     ):
@@ -83,7 +85,11 @@ class Batches:
                 self._groups.setdefault(width, []).append(_Place(index, row))
                 answer = int(lengths[row] - shard.prompts[row])
                 self._answers[width] = max(self._answers.get(width, 0), answer)
-        self._rows = {width: max(tokens // width, 1) for width in self._groups}
+        self._rows = {
+            width: max(tokens // width // multiple, 1) * multiple for width in self._groups
+        }
+        if not unseen:
+            self._merge()
         # Steps of one width share a program, so what is left over waits for the next epoch; text
         # that is only measured on is all looked at.
         self._least = 1 if unseen else None
@@ -104,6 +110,14 @@ class Batches:
             self._order = epoch, self._shuffled(epoch)
         width, places = self._order[1][index]
         return self._gather(width, places)
+
+    def _merge(self) -> None:
+        """Gives conversations too few for a batch to the next width, or they were never seen."""
+        widths = sorted(self._groups)
+        for width, wider in zip(widths, widths[1:], strict=False):
+            if len(self._groups[width]) < self._rows[width]:
+                self._groups[wider] += self._groups.pop(width)
+                self._answers[wider] = max(self._answers[wider], self._answers[width])
 
     def _shuffled(self, epoch: int) -> list[tuple[int, list[_Place]]]:
         generator = np.random.default_rng([self._seed, epoch])

@@ -1,14 +1,26 @@
 """A picture of a training run: the loss, and acceptance on text held out."""
 
+import importlib
 import pathlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["plot"]
+__all__ = ["check", "plot"]
 
 _SMOOTH = 50
+
+
+def check() -> types.ModuleType:
+    """What pictures need, or an ImportError that says how to get it."""
+    try:
+        return importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ImportError(
+            "a picture needs matplotlib; install it with: python -m pip install 'specjax[plots]'"
+        ) from error
 
 
 def plot(lines: Sequence[dict[str, Any]], path: pathlib.Path | str) -> None:
@@ -21,12 +33,7 @@ def plot(lines: Sequence[dict[str, Any]], path: pathlib.Path | str) -> None:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import figure
-    except ImportError as error:
-        raise ImportError(
-            "a picture needs matplotlib; install it with: python -m pip install 'specjax[plots]'"
-        ) from error
+    figure = check()
     steps = np.asarray([line["step"] for line in lines])
     loss = np.asarray([line["loss"] for line in lines])
     drawing = figure.Figure(figsize=(9, 3.6), layout="constrained")

@@ -141,16 +141,25 @@ def generate(
     settings = Settings() if settings is None else settings
     types.whole("tokens", tokens, 1)
     folder = pathlib.Path(folder)
-    folders.claim(folder / _SETTINGS, dataclasses.asdict(settings))
-    made = read(folder)
+    own = {
+        **dataclasses.asdict(settings),
+        "target": folders.fingerprint(bundle.target.params),
+        "texts": [folders.digest(path) for path in settings.files],
+    }
+    folders.claim(folder / _SETTINGS, own)
+    made: list[shards.Shard] = []
     recorder = recording.recorder(bundle.target, settings.taps, settings.top)
     files = _files(settings.files, bundle)
-    began, before = time.monotonic(), _count(made)
+    began, before = time.monotonic(), 0
     while (done := _count(made)) < tokens:
         index = len(made)
+        path = folder / _name(index)
+        if path.exists():
+            made.append(shards.read(path))
+            before += made[-1].answer_tokens
+            continue
         domain = settings.domains[index % len(settings.domains)]
         asked = _prompts(bundle, settings, index, domain, made, files)
-        path = folder / _name(index)
         shards.write(path, domain, _answers(bundle, settings, index, asked, recorder))
         made.append(shards.read(path))
         done = _count(made)
@@ -237,7 +246,10 @@ def _prompts(
         if shard.domain == source
         for i in range(len(shard))
     ]
-    asked = []
+    asked: list[list[int]] = []
+    shortest = len(_opening(bundle))
+    if shortest > _LONGEST_PROMPT // 2:
+        raise ValueError(f"the chat template alone takes {shortest} tokens, too many for a prompt")
     while len(asked) < count:
         if domain == "open":
             said = texts[int(generator.integers(len(texts)))]

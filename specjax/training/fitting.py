@@ -88,8 +88,9 @@ def fit(
                 if not line.pop("finite"):
                     raise TrainingError(
                         f"step {number}: loss {line['loss']}, gradient {line['gradient_norm']}; "
-                        f"the newest good checkpoint in {folder} is of step {checkpoints.newest}; "
-                        f"a rate below {schedule.rate:g} may help"
+                        f"the newest good checkpoint in {folder} is of step "
+                        f"{checkpoints.newest or 'none'}; a rate below {schedule.rate:g} may help, "
+                        "in another folder"
                     )
                 done = number + 1
                 line = {"step": done, "seconds": time.monotonic() - began, **line}
