@@ -42,6 +42,21 @@ def test_batches_cover_conversations_once_an_epoch(held):
     assert first == again and first != later
 
 
+def test_few_conversations_of_a_width_join_the_next(held):
+    order = batches.Batches(held, 1024, 0)
+    for width, places in list(order._groups.items())[:-1]:
+        assert len(places) >= order._rows[width]
+    widest = max(order._groups)
+    count = sum(len(places) for width, places in order._groups.items() if width < widest)
+    assert count + len(order._groups[widest]) == sum(len(s.rows(unseen=False)) for s in held)
+
+
+def test_rows_divide_among_parts_and_devices(held):
+    order = batches.Batches(held, 1024, 0, multiple=4)
+    for step in range(order.per_epoch):
+        assert len(order(step).length) % 4 == 0
+
+
 def test_what_is_held_out_is_never_trained_on(held):
     for shard in held:
         known, unseen = (set(shard.rows(unseen=which)) for which in (False, True))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import decoding, types
+from specjax import checkpoints, decoding, models, types
 from specjax.training import batches, data, prompts, recording, shards
 from tests.training import tasks
 
@@ -187,6 +187,21 @@ def test_damaged_shards_are_named(tmp_path, name, damage):
         )
     with pytest.raises(shards.ShardError, match="shard-00000.*remove the folder"):
         tasks.make(tmp_path, 600)
+
+
+def test_a_damaged_shard_that_was_removed_is_made_again(held, tmp_path):
+    tasks.make(tmp_path, 800)
+    shutil.rmtree(tmp_path / "shard-00001")
+    same(tasks.make(tmp_path, 800), held)
+
+
+def test_shards_of_another_target_are_refused(tmp_path):
+    tasks.make(tmp_path, 10)
+    bundle = tasks.bundle()
+    params = models.init_params(bundle.config, jax.random.key(9))
+    other = checkpoints.assemble("tiny", bundle.config, params, bundle.tokenizer)
+    with pytest.raises(ValueError, match="made with target="):
+        data.generate(other, tmp_path, 10, tasks.SETTINGS)
 
 
 def test_full_disk_leaves_nothing_half_done(tmp_path, monkeypatch):

@@ -32,6 +32,27 @@ def test_drafts_survive_their_file(tokens, tmp_path):
     assert model.params.params["embed"]["embedding"] is bundle.target.params["embed"]["embedding"]
 
 
+def test_scaled_positions_survive_too(tokens, tmp_path):
+    bundle = tasks.bundle()
+    scaling = models.RotaryScaling("linear", 2.0)
+    config = dataclasses.replace(bundle.config, rotary_scaling=scaling)
+    scaled = checkpoints.assemble("scaled", config, bundle.target.params, bundle.tokenizer)
+    params, _ = distillation.begin(scaled, tasks.SHAPE, tokens)
+    wanted = distillation.configure(config, tasks.SHAPE)
+    checkpoints.drafts.write(tmp_path / "draft", scaled, wanted, params, tokens)
+    assert checkpoints.drafts.weights(tmp_path / "draft", scaled)[0] == wanted
+    hash(checkpoints.drafts.read(tmp_path / "draft", scaled).apply)
+
+
+def test_a_file_that_cannot_be_written_is_named(tokens, tmp_path):
+    objective, params, _ = tasks.begun(tokens)
+    (tmp_path / "draft").mkdir()
+    with pytest.raises(ValueError, match="draft could not be written"):
+        checkpoints.drafts.write(
+            tmp_path / "draft", tasks.bundle(), objective.config, params, tokens
+        )
+
+
 def test_exported_folder_is_the_draft_with_the_whole_vocabulary(tokens, tmp_path):
     bundle = tasks.bundle()
     objective, params, _ = tasks.begun(tokens)
