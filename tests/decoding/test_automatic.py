@@ -1,12 +1,12 @@
 """Draft lengths chosen on the way: the choice, and the text it must not change."""
 
-import chex
 import jax
 import numpy as np
 import pytest
 
 import specjax
 from specjax import decoding, drafters
+from specjax.decoding import generation
 from tests.drafters import driving
 
 COST = decoding.Cost(0.1, ((1, 1.0), (2, 1.1), (4, 1.2), (8, 1.4)))
@@ -85,13 +85,22 @@ def test_a_draft_that_agrees_is_given_more_length_and_a_stranger_less():
 
 def test_lengths_compile_once_each():
     target, draft = driving.build("tabular"), driving.build("tabular", 1)
-    run = lambda seed: decoding.generate_automatically(  # noqa: E731
-        target, choices(draft), [[1, 2]], COST, key=jax.random.key(seed), max_new_tokens=40
-    )
-    run(0)
-    chex.clear_trace_counter()
-    with jax.no_tracing():
-        run(1)
+    programs = getattr(generation._run, "_cache_size")  # noqa: B009
+
+    def run(seed):
+        key = jax.random.key(seed)
+        decoding.generate_automatically(
+            target, choices(draft), [[1, 2]], COST, key=key, max_new_tokens=40
+        )
+
+    before = programs()
+    for seed in range(4):
+        run(seed)
+    compiled = programs()
+    assert 1 <= compiled - before <= 3
+    for seed in range(4):
+        run(seed)
+    assert programs() == compiled
 
 
 def test_bad_choices_are_named():
