@@ -93,11 +93,11 @@ def test_lengths_compile_once_each():
             target, choices(draft), [[1, 2]], COST, key=key, max_new_tokens=40
         )
 
-    before = programs()
+    jax.clear_caches()
     for seed in range(4):
         run(seed)
     compiled = programs()
-    assert 1 <= compiled - before <= 3
+    assert 1 <= compiled <= 3
     for seed in range(4):
         run(seed)
     assert programs() == compiled
