@@ -75,15 +75,14 @@ def test_mass_left_out_is_what_the_whole_vocabulary_would_say(name):
     np.testing.assert_allclose(LOSSES[name](log_p[:, :3], whole_q[:, :3]), whole, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# The reverse divergence is infinite there: the draft has mass where the target has none.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "reverse_kl"])
 def test_gradient_is_finite_where_laws_are_zero(name):
     log_p = jnp.asarray([0.0, -jnp.inf, -jnp.inf])
 
     def value(logits):
         return LOSSES[name](log_p, jax.nn.log_softmax(logits))
 
-    if name == "reverse_kl":  # infinite by definition: the draft has mass where the target has none
-        pytest.skip("infinite")
     assert np.all(np.isfinite(jax.grad(value)(jnp.zeros(3))))
 
 
