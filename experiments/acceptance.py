@@ -286,7 +286,9 @@ def config_from_flags() -> Config:
     return Config(
         model=binary.MODEL.value,
         method=binary.given(binary.METHOD, "draft"),
-        settings=methods.Settings(binary.draft_length(auto=True), binary.DRAFT.value),
+        settings=methods.Settings(
+            binary.draft_length(auto=True), binary.DRAFT.value, stop=binary.STOP.value
+        ),
         prompts=tuple(binary.PROMPTS.value),
         count=binary.COUNT.value,
         longest_prompt=binary.given(binary.LONGEST, 1536),

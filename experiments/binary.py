@@ -40,6 +40,12 @@ DRAFT = flags.DEFINE_string(
 DRAFT_LENGTH = flags.DEFINE_string(
     "draft_length", None, "Tokens drafted a step, or `auto` where a binary takes it."
 )
+STOP = flags.DEFINE_string(
+    "stop",
+    None,
+    "How unsure a draft model stops: maximum:P, its largest probability below P, entropy:H, above "
+    "H nats, or never; by default as was found best for it, if --draft_length is left out too.",
+)
 RULE = flags.DEFINE_string(
     "rule", None, f"One of: {', '.join(verification.RULES)}; default by binary."
 )
@@ -169,7 +175,7 @@ def report(
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")
         made = run()
-    except (ValueError, RuntimeError, ImportError) as error:
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

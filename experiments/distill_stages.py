@@ -31,7 +31,7 @@ from specjax.training import (
 __all__ = ["Config", "Trained", "card", "choose", "generate", "run", "train"]
 
 _MOST_UNSEEN = 24
-_STOP_LENGTHS = (3, 5, 8)
+_STOP_LENGTHS = (2, 3, 4, 5, 8)
 
 
 @dataclasses.dataclass(frozen=True)

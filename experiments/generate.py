@@ -85,7 +85,10 @@ def config_from_flags() -> Config:
         sampling=types.Sampling(binary.given(binary.TEMPERATURE, 0.0), _TOP_K.value, _TOP_P.value),
         seed=binary.SEED.value,
         settings=methods.Settings(
-            binary.draft_length(auto=True), binary.DRAFT.value, _GREEDY_DRAFT.value
+            binary.draft_length(auto=True),
+            binary.DRAFT.value,
+            _GREEDY_DRAFT.value,
+            binary.STOP.value,
         ),
         rule=binary.RULE.value,
         compare=binary.COMPARE.value,

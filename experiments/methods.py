@@ -1,9 +1,10 @@
 """Decoding methods by name, shared by every binary."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import specjax
 from experiments import step_costs
@@ -35,11 +36,14 @@ class Settings:
       draft: the draft model, `layers:N` for the target's first N layers or anything that
         `specjax.load` takes; None takes the method's own.
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
+      stop: how unsure of its next token a draft model stops: `maximum:P`, its largest probability
+        below P, `entropy:H`, above H nats, or `never`; None takes the draft's own.
     """
 
     draft_length: int | str | None = None
     draft: str | None = None
     greedy_draft: bool = False
+    stop: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +176,60 @@ def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Draf
 
 def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     path = SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
-    length = _length(settings, 5)
     draft_model = checkpoints.drafts.read(path, bundle)
-    drafter = drafters.model(draft_model, length, greedy=settings.greedy_draft)
-    return dataclasses.replace(drafter, name="draft")
+    length, stop = _length(settings, 5), _stop(settings)
+    if settings.draft_length is None and settings.stop is None:
+        length, stop = _found_best(path.with_suffix(".json"), length)
+    return dataclasses.replace(_chain(draft_model, length, settings, stop), name="draft")
+
+
+def _chain(
+    draft_model: types.LanguageModel, length: int, settings: Settings, stop: "_Stop"
+) -> types.Drafter:
+    return drafters.model(
+        draft_model,
+        length,
+        greedy=settings.greedy_draft,
+        stop_below=stop.below,
+        stop_above=stop.above,
+    )
+
+
+class _Stop(NamedTuple):
+    """As `drafters.model` takes it."""
+
+    below: float | None = None
+    above: float | None = None
+
+
+def _stop(settings: Settings) -> _Stop:
+    kind, _, number = (settings.stop or "never").partition(":")
+    try:
+        match kind:
+            case "maximum":
+                return _Stop(below=float(number))
+            case "entropy":
+                return _Stop(above=float(number))
+            case "never" if not number:
+                return _Stop()
+    except ValueError:
+        pass
+    raise ValueError(f"stop={settings.stop!r}: write maximum:0.3, entropy:2.5 or never")
+
+
+def _found_best(card: pathlib.Path, length: int) -> tuple[int, _Stop]:
+    """Draft length and stop that were found on text held out; `length` and none without a card."""
+    if not card.exists():
+        return length, _Stop()
+    try:
+        best = json.loads(card.read_text(encoding="utf-8"))["stopping"].get("best")
+        if best is None:
+            return length, _Stop()
+        return int(best["length"]), _Stop(best["stop_below"], best["stop_above"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{card} is no card of a draft ({error!r}); say --draft_length and --stop, or remove it"
+        ) from error
 
 
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
@@ -188,7 +242,7 @@ def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
         draft_model = checkpoints.layer_truncated(bundle, int(number))
     else:
         draft_model = specjax.load(draft).target
-    return drafters.model(draft_model, length, greedy=settings.greedy_draft)
+    return _chain(draft_model, length, settings, _stop(settings))
 
 
 METHODS = {
@@ -197,11 +251,11 @@ METHODS = {
     "draft": Method(
         "the draft distilled from SmolLM2-135M-Instruct, or another that experiments.distill made",
         _draft,
-        ("draft_length", "draft", "greedy_draft"),
+        ("draft_length", "draft", "greedy_draft", "stop"),
     ),
     "model": Method(
         "a draft model, by default the target's first layers",
         _model,
-        ("draft_length", "draft", "greedy_draft"),
+        ("draft_length", "draft", "greedy_draft", "stop"),
     ),
 }

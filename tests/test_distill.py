@@ -3,10 +3,20 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import acceptance, binary, distill, domains, generate, staleness
+from experiments import (
+    acceptance,
+    binary,
+    distill,
+    domains,
+    generate,
+    methods,
+    staleness,
+    targets,
+)
 
 TINY = ("--model=tiny", "--batch=32", "--batch_tokens=512")
 SHORT = ("--tokens=4000", "--steps=30", "--max_new_tokens=40")
@@ -98,6 +108,36 @@ def questions(folder):
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def test_a_draft_stops_as_its_card_found_best(draft):
+    bundle = targets.tiny()
+    best = json.loads(draft.with_suffix(".json").read_text())["stopping"]["best"]
+
+    def made(**settings):
+        drafter = methods.build("draft", bundle, methods.Settings(draft=str(draft), **settings))
+        stops = (drafter.params.stop_below, drafter.params.stop_above)
+        return drafter.nodes, *(None if stop is None else float(stop) for stop in stops)
+
+    assert made() == (best["length"], *map(_single, (best["stop_below"], best["stop_above"])))
+    assert made(draft_length=5) == (5, None, None)
+    assert made(stop="never") == (5, None, None)
+    assert made(stop="maximum:0.25") == (5, 0.25, None)
+    assert made(draft_length=3, stop="entropy:2.5") == (3, None, 2.5)
+
+
+def _single(number):
+    return None if number is None else float(np.float32(number))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stopping": {"best": {"length": 3}}}', '{"a": 1}'])
+def test_what_is_no_card_is_named(draft, tmp_path, text):
+    copy = tmp_path / "other.safetensors"
+    copy.write_bytes(draft.read_bytes())
+    copy.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=r"other.json is no card.*--draft_length"):
+        methods.build("draft", targets.tiny(), methods.Settings(draft=str(copy)))
+    methods.build("draft", targets.tiny(), methods.Settings(draft=str(copy), draft_length=3))
 
 
 def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):

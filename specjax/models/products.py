@@ -1,5 +1,6 @@
 """Products of tokens with kernels, in the form that a backend is quick at."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -17,8 +18,11 @@ def products(
 ) -> tuple[jax.Array, ...]:
     """hidden[B, T, in] times every kernel[out, in]: a tuple of [B, T, out], in their dtype."""
     rows = hidden.reshape(-1, hidden.shape[-1])
-    if policy.native and all(factor.dtype == jnp.float32 for factor in (rows, *kernels)):
+    is_float32 = all(factor.dtype == jnp.float32 for factor in (rows, *kernels))
+    if policy.native and is_float32:
         made = _native(rows, tuple(kernels))
+    elif policy.tiles and is_float32:
+        made = [_on_tiles(rows, kernel) for kernel in kernels]
     elif rows.shape[0] == 1:
         made = [_times_vector(kernel, rows, policy.vector_parts) for kernel in kernels]
     else:
@@ -45,3 +49,31 @@ def _results(rows, kernels):
 
 
 _native = native.function("products", _results, _by_xla)
+
+
+def _tiled(handler: str, left_axis: int, right_axis: int):
+    """A product over these axes of two matrices: factors in bfloat16, sums in float32."""
+
+    def product(left, right):
+        factors = (left.astype(jnp.bfloat16), right.astype(jnp.bfloat16))
+        over = (((left_axis,), (right_axis,)), ((), ()))
+        return jax.lax.dot_general(*factors, over, preferred_element_type=jnp.float32)
+
+    return native.function(handler, functools.partial(jax.eval_shape, product), product)
+
+
+_times_transposed = _tiled("times_transposed", 1, 1)
+_times = _tiled("times", 1, 0)
+_transposed_times = _tiled("transposed_times", 0, 0)
+
+
+@jax.custom_vjp
+def _on_tiles(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """rows[n, in] times kernel[out, in]; the gradients' products are made alike."""
+    return _times_transposed(rows, kernel)
+
+
+_on_tiles.defvjp(
+    lambda rows, kernel: (_on_tiles(rows, kernel), (rows, kernel)),
+    lambda kept, change: (_times(change, kept[1]), _transposed_times(change, kept[0])),
+)

@@ -5,6 +5,6 @@ that a caller gives beside it (`function`).
 """
 
 from specjax.native.build import BuildError
-from specjax.native.function import available, function
+from specjax.native.function import available, function, has_tiles
 
-__all__ = ["BuildError", "available", "function"]
+__all__ = ["BuildError", "available", "function", "has_tiles"]

@@ -18,7 +18,7 @@ from jaxlib import version
 
 from specjax import storage
 
-__all__ = ["BuildError", "library", "target", "usable"]
+__all__ = ["BuildError", "has_tiles", "library", "target", "usable"]
 
 _FOLDER = pathlib.Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-w")
@@ -132,6 +132,15 @@ def _loaded() -> tuple[ctypes.CDLL, str] | None:
             f"specjax's native kernels cannot be used, passes will be slower: {error}", stacklevel=2
         )
         return None
+
+
+def has_tiles() -> bool:
+    """Whether the handlers of `matrices.cc` can be called: the CPU multiplies tiles of bfloat16."""
+    loaded = _loaded()
+    if loaded is None:
+        return False
+    loaded[0].has_tiles.restype = ctypes.c_bool
+    return loaded[0].has_tiles()
 
 
 @functools.cache

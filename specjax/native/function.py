@@ -8,12 +8,17 @@ import jax
 
 from specjax.native import build
 
-__all__ = ["available", "function"]
+__all__ = ["available", "function", "has_tiles"]
 
 
 def available() -> bool:
     """Whether handlers can be called here: on the CPU, with a library that can be built."""
     return jax.default_backend() == "cpu" and build.usable()
+
+
+def has_tiles() -> bool:
+    """Whether handlers can be called here that want a CPU which multiplies tiles of bfloat16."""
+    return jax.default_backend() == "cpu" and build.has_tiles()
 
 
 def function(

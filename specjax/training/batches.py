@@ -25,7 +25,8 @@ class Batch:
       tokens: int32[B, T], from slot 0 on; what lies behind a text means nothing.
       start: int32[B], where the answer begins.
       length: int32[B], tokens of the answer, A at the most.
-      greedy: bool[B], whether the answer is the target's greedy one.
+      temperature: float32[B], at which the target wrote the answer, 0 for greedy; NaN where
+        something else did.
       features: float16[B, A, H], of the final norm, at the token before each answer token.
       normalizer: float32[B, A], as in `shards.Shard`.
     """
@@ -33,7 +34,7 @@ class Batch:
     tokens: Any
     start: Any
     length: Any
-    greedy: Any
+    temperature: Any
     features: Any
     normalizer: Any
 
@@ -135,7 +136,7 @@ class Batches:
             tokens=np.zeros((rows, width), np.int32),
             start=np.zeros(rows, np.int32),
             length=np.zeros(rows, np.int32),
-            greedy=np.zeros(rows, bool),
+            temperature=np.zeros(rows, np.float32),
             features=np.zeros((rows, answer, self._width), np.float16),
             normalizer=np.zeros((rows, answer), np.float32),
         )
@@ -146,7 +147,7 @@ class Batches:
             laws = slice(begin, begin + len(answer))
             batch.tokens[row, : len(prompt) + len(answer)] = np.concatenate([prompt, answer])
             batch.start[row], batch.length[row] = len(prompt), len(answer)
-            batch.greedy[row] = shard.temperature[place.row] == 0
+            batch.temperature[row] = shard.temperature[place.row]
             batch.features[row, : len(answer)] = shard.features[laws, self._tap]
             batch.normalizer[row, : len(answer)] = shard.normalizer[laws]
         return batch

@@ -20,7 +20,8 @@ __all__ = ["Objective", "Schedule", "TrainState", "init", "place", "step"]
 
 Objective = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 """`(params, frozen, batch, key) -> (sum, weight, sums)`: a sum over the batch's examples, how many
-there were, and sums of other numbers to report; a static function."""
+there were, and sums of other numbers to report. A pytree, so that numbers in it are traced: a bare
+function goes in as `jax.tree_util.Partial(function)`."""
 
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.95)
 
@@ -107,9 +108,7 @@ def init(params: Any) -> TrainState:
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("objective", "parts", "dtype"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("parts", "dtype"), donate_argnames=("state",))
 def step(
     state: TrainState,
     frozen: Any,

@@ -36,7 +36,7 @@ _SETTINGS = "settings.json"
 _LEFT = 1 / 8
 _STEPS = 16
 # Passages that one prompt holds at the most, and tokens of one.
-_MOST_PASSAGES = 3
+_MOST_PASSAGES = 2
 _LONGEST_PASSAGE = 160
 _LONGEST_PROMPT = 640
 _DRAWN = (0.8, 1.0)
@@ -67,7 +67,7 @@ class Settings:
     temperatures: tuple[float, ...] = (0.0, 0.8, 0.0, 1.0)
     answers: int = 2
     batch: int = 128
-    max_new_tokens: int = 160
+    max_new_tokens: int = 200
     taps: tuple[int, ...] = ()
     top: int = 0
     files: tuple[str, ...] = ()

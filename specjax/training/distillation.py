@@ -1,16 +1,17 @@
 """Distilling a small draft from the target: its shape, its beginning, and what it minimises."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from specjax import checkpoints, models, types
 from specjax.models import policy as policies
-from specjax.models import transformer
+from specjax.models import products, transformer
 from specjax.training import batches, losses, shards
 
 __all__ = [
@@ -21,9 +22,6 @@ __all__ = [
     "draft_model",
     "vocabulary",
 ]
-
-# XLA's products have gradients of their own, and are quick at many tokens.
-_POLICY = policies.Policy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,27 +148,28 @@ def _weights(params: Any, frozen: Any) -> dict[str, Any]:
     return {**params, "embed": frozen["embed"], "head": frozen["head"]}
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Distillation:
     """A `core.Objective`: the draft's law against the target's, at every token of the answers.
 
     Attributes:
-      config: the draft's.
+      config: the draft's; static.
       loss: `(log_p[..., M], log_q[..., M]) -> [...]`, as those of `losses.LOSSES`.
       features: weight of the distance between the hidden states before the head, which the heads'
         rows being the same makes comparable; smooth L1, as EAGLE's (Li et al. 2024, arXiv
         2401.15077, section 3.2).
-      length: K, adds the negative expected accepted length of drafts of K; 0 leaves it out.
-      rule: whose acceptance that is.
+      length: K, adds the negative expected accepted length of drafts of K on answers that are
+        drawn from the target's own law, at temperature 1; 0 leaves it out; static.
+      rule: whose acceptance that is; static.
       share: weight of that part, the rest being that of `loss`.
     """
 
-    config: models.TransformerConfig
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.forward_kl
-    features: float = 0.0
-    length: int = 0
-    rule: str = "block"
-    share: float = 0.5
+    config: models.TransformerConfig = struct.field(pytree_node=False)
+    loss: losses.Loss = losses.LOSSES["forward_kl"]
+    features: Any = 0.0
+    length: int = struct.field(pytree_node=False, default=0)
+    rule: str = struct.field(pytree_node=False, default="block")
+    share: Any = 0.5
 
     def laws(self, params: Any, frozen: Any, batch: batches.Batch) -> dict[str, jax.Array]:
         """Both laws over the head's tokens at every token of the answers.
@@ -182,9 +181,10 @@ class Distillation:
         hidden, tokens, present = self._hidden(params, frozen, batch)
         head = frozen["head"]["kernel"].astype(hidden.dtype)
         target = batch.features.astype(hidden.dtype)
-        scores = (target @ head.T).astype(jnp.float32)
-        log_p = scores - jnp.where(present, batch.normalizer, 0.0)[:, :, None]
-        log_q = jax.nn.log_softmax((hidden @ head.T).astype(jnp.float32), axis=-1)
+        (scores,) = products.products(target, [head], policies.for_training())
+        (own,) = products.products(hidden, [head], policies.for_training())
+        log_p = scores.astype(jnp.float32) - jnp.where(present, batch.normalizer, 0.0)[:, :, None]
+        log_q = jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
         return {
             "log_p": log_p,
             "log_q": log_q,
@@ -197,7 +197,7 @@ class Distillation:
     def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
         dtype = params["norm"]["scale"].dtype
         weights = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights(params, frozen))
-        model = transformer.language_model(self.config, weights, _POLICY)
+        model = transformer.language_model(self.config, weights, policies.for_training())
         rows, _ = batch.tokens.shape
         cache = model.init_cache(rows, 1)
         # Logits are made where an answer is, not here: what nobody reads is not computed.
@@ -213,15 +213,14 @@ class Distillation:
         del key
         made = self.laws(params, frozen, batch)
         log_p, log_q, present = made["log_p"], made["log_q"], made["present"]
-        value = self.loss(log_p, log_q)
-        if self.features:
-            off = jnp.abs(made["draft"] - made["target"]).astype(jnp.float32)
-            smooth = jnp.where(off < 1, 0.5 * off * off, off - 0.5)
-            value = value + self.features * jnp.mean(smooth, axis=-1)
+        off = jnp.abs(made["draft"] - made["target"]).astype(jnp.float32)
+        smooth = jnp.where(off < 1, 0.5 * off * off, off - 0.5)
+        value = self.loss(log_p, log_q) + self.features * jnp.mean(smooth, axis=-1)
         if self.length:
             own = self._of_tokens(frozen, made)
             accepted = losses.negative_accepted_length(*own, present, self.length, self.rule)
-            value = (1 - self.share) * value + self.share * accepted
+            share = jnp.where(batch.temperature == 1, self.share, 0.0)[:, None]
+            value = (1 - share) * value + share * accepted
         # What lies behind an answer may be anything, NaN included. Acceptance is measured on text
         # held out: here it would be a tenth of the step.
         total = jnp.sum(jnp.where(present, value, 0.0))

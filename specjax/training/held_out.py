@@ -1,6 +1,5 @@
 """Acceptance on text held out: what a draft would guess of what the target wrote."""
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,7 +69,7 @@ def _of_greedy(batch: batches.Batch, found: dict[str, np.ndarray]) -> list[stopp
         stopping.Guesses(
             *(found[name][row, : batch.length[row]] for name in ("right", "maximum", "entropy"))
         )
-        for row in np.flatnonzero(batch.greedy)
+        for row in np.flatnonzero(batch.temperature == 0)
     ]
 
 
@@ -79,7 +78,7 @@ def _laws(objective, params, frozen, batch: batches.Batch) -> dict[str, np.ndarr
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _traced_laws(objective, params, frozen, batch):
     made = objective.laws(params, frozen, batch)
     log_q = made["log_q"]

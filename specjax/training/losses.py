@@ -6,17 +6,19 @@ vocabulary is compared there: `log_p` then lacks the mass of the tokens left out
 of this draft can win.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from specjax import verification
 
 __all__ = [
     "LOSSES",
     "JensenShannon",
+    "Loss",
     "forward_kl",
     "negative_accepted_length",
     "overlap",
@@ -40,22 +42,23 @@ def reverse_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.sum(_times_log(log_q, log_q) - _times_log(log_q, log_p), axis=-1)
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class JensenShannon:
     """β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = β p + (1 − β) q: [...], in nats.
 
     Attributes:
       beta: between 0 and 1, both excluded; near 0 it is like the forward divergence, near 1 like
-        the reverse.
+        the reverse. A leaf, so that a sweep compiles once.
 
     Raises:
       ValueError: `beta` outside.
     """
 
-    beta: float = 0.5
+    beta: Any = 0.5
 
     def __post_init__(self):
-        if not 0 < self.beta < 1:
+        # As a leaf it may be a tracer, which was looked at before.
+        if isinstance(self.beta, (int, float)) and not 0 < self.beta < 1:
             raise ValueError(f"beta={self.beta} must lie between 0 and 1, both excluded")
 
     def __call__(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
@@ -114,9 +117,12 @@ def _times_log(log_weight: jax.Array, log_value: jax.Array) -> jax.Array:
     return jnp.where(some, weight * jnp.where(some, log_value, 0.0), 0.0)
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+LOSSES: dict[str, Loss] = {
+    "forward_kl": jax.tree_util.Partial(forward_kl),
+    "reverse_kl": jax.tree_util.Partial(reverse_kl),
     "jensen_shannon": JensenShannon(),
-    "total_variation": total_variation,
+    "total_variation": jax.tree_util.Partial(total_variation),
 }
+"""Losses by name, as pytrees: what is a number in them is traced."""

@@ -118,7 +118,7 @@ def judge(
         tokens=tokens,
         start=start,
         length=length,
-        greedy=np.zeros(len(start), bool),
+        temperature=np.full(len(start), np.nan, np.float32),
         features=features,
         normalizer=normalizer,
     )

@@ -1,6 +1,5 @@
 """Tuning a target on text: what makes the drafts that were distilled from it stale."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,6 @@ from specjax.models import policy as policies
 from specjax.models import transformer
 
 __all__ = ["NextToken", "Text", "Windows"]
-
-_POLICY = policies.Policy()
 
 
 @struct.dataclass
@@ -61,20 +58,20 @@ class Windows:
         return Text(np.stack(rows))
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class NextToken:
     """A `core.Objective`: cross-entropy of each next token, in nats; the whole model is trained.
 
     Attributes:
-      config: the model's.
+      config: the model's; static.
     """
 
-    config: models.TransformerConfig
+    config: models.TransformerConfig = struct.field(pytree_node=False)
 
     def __call__(self, params: Any, frozen: Any, batch: Text, key: jax.Array):
         """As `core.Objective`; the examples are tokens."""
         del frozen, key
-        model = transformer.language_model(self.config, params, _POLICY)
+        model = transformer.language_model(self.config, params, policies.for_training())
         cache = model.init_cache(batch.tokens.shape[0], 1)
         output, _ = model.apply(params, batch.tokens[:, :-1], cache, None, ())
         law = jax.nn.log_softmax(output.logits.astype(jnp.float32), axis=-1)

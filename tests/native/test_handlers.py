@@ -17,7 +17,9 @@ from specjax.native import build
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 
-NATIVE, XLA = policies.Policy(native=True), policies.Policy()
+NATIVE, XLA, TILES = policies.Policy(native=True), policies.Policy(), policies.Policy(tiles=True)
+
+tiled = pytest.mark.skipif(not native.has_tiles(), reason="the CPU has no tile registers")
 
 
 def normal(seed, *shape):
@@ -33,6 +35,38 @@ def test_products(tokens, inputs):
     for product, kernel in zip(made, kernels, strict=True):
         exact = np.asarray(hidden[0], np.float64) @ np.asarray(kernel, np.float64).T
         np.testing.assert_allclose(product[0], exact, atol=2e-6 * inputs**0.5 + 1e-6)
+
+
+def rounded(array):
+    return np.asarray(array.astype(jnp.bfloat16), np.float64)
+
+
+@tiled
+@pytest.mark.parametrize(
+    "tokens, inputs, outputs",
+    [(1, 1, 1), (5, 7, 3), (32, 32, 32), (33, 65, 47), (31, 1025, 50), (300, 2100, 70), (0, 3, 5)],
+)
+def test_products_on_tiles(tokens, inputs, outputs):
+    """Forward, and both gradients, of which one is summed over tokens."""
+    rows, kernel = normal(0, tokens, inputs), normal(1, outputs, inputs)
+    change = normal(2, tokens, outputs)
+
+    def times(rows, kernel):
+        return products.products(rows[None], [kernel], TILES)[0][0]
+
+    made, back = jax.vjp(times, rows, kernel)
+    np.testing.assert_allclose(made, rounded(rows) @ rounded(kernel).T, atol=1e-3, rtol=1e-5)
+    of_rows, of_kernel = back(change)
+    np.testing.assert_allclose(of_rows, rounded(change) @ rounded(kernel), atol=1e-3, rtol=1e-5)
+    np.testing.assert_allclose(of_kernel, rounded(change).T @ rounded(rows), atol=1e-3, rtol=1e-5)
+
+
+@tiled
+def test_products_on_tiles_do_not_hide_what_is_not_finite():
+    rows = normal(0, 40, 40).at[3, 39].set(jnp.nan).at[35, 0].set(jnp.inf)
+    made = products.products(rows[None], [jnp.ones((33, 40))], TILES)[0][0]
+    finite = np.isfinite(made)
+    assert not finite[[3, 35]].any() and finite.sum() == 38 * 33
 
 
 @pytest.mark.parametrize("size", [1, 16, 45, 576])
@@ -105,6 +139,21 @@ def test_attention_does_not_hide_what_is_not_finite(where, poison):
     )
     assert not np.any(np.isfinite(expected))
     np.testing.assert_array_equal(made, expected)
+
+
+@tiled
+def test_products_on_tiles_within_vmap_and_scan():
+    kernel, many = normal(1, 5, 6), normal(3, 3, 2, 4, 6)
+
+    def loss(kernel, hidden):
+        return jnp.sum(jnp.sin(products.products(hidden, [kernel], TILES)[0]))
+
+    one_by_one = [jax.grad(loss)(kernel, hidden) for hidden in many]
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(loss), (None, 0))(kernel, many), one_by_one, rtol=1e-5, atol=1e-5
+    )
+    scanned = jax.lax.scan(lambda c, hidden: (c, jax.grad(loss)(kernel, hidden)), 0.0, many)[1]
+    np.testing.assert_allclose(scanned, one_by_one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap rows", "vmap kernels", "vmap grad"])
@@ -196,6 +245,16 @@ def test_a_handler_refuses_sizes_that_do_not_agree(handler, sizes):
     call = jax.ffi.ffi_call(build.target(handler), (result,))
     with pytest.raises(Exception, match="sizes do not agree"):
         jax.block_until_ready(call(*operands))
+
+
+@tiled
+@pytest.mark.parametrize("handler", ["times_transposed", "times", "transposed_times"])
+@pytest.mark.parametrize("sizes", [((4, 5), (6, 7), (4, 6)), ((5, 5), (5, 5), (5, 6))])
+def test_products_on_tiles_refuse_sizes_that_do_not_agree(handler, sizes):
+    left, right, out = sizes
+    call = jax.ffi.ffi_call(build.target(handler), jax.ShapeDtypeStruct(out, jnp.float32))
+    with pytest.raises(Exception, match="sizes do not agree"):
+        jax.block_until_ready(call(jnp.ones(left), jnp.ones(right)))
 
 
 @pytest.mark.parametrize("wrong", range(8))

@@ -37,6 +37,7 @@ def begun(tokens, shape=SHAPE, **options):
     return objective, params, frozen
 
 
+@jax.tree_util.Partial
 def regression(params, frozen, batch, key):
     """Least squares, with a number that hangs on the key; examples are rows."""
     off = jnp.sum((batch["x"] @ params["w"].T + params["b"][None] - batch["y"]) ** 2, axis=1)

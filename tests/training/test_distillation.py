@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import specjax
+from experiments import compilation
 from specjax import decoding, drafters
 from specjax.training import batches, core, distillation, held_out, losses
 from tests.training import tasks
@@ -64,6 +65,37 @@ def test_accepted_length_is_trained(held, tokens):
         )
         values.append(float(told["loss"]))
     assert -3 <= values[-1] < values[0] - 0.3
+
+
+def test_accepted_length_is_of_answers_drawn_from_the_law_itself(held, tokens):
+    """On others, greedy ones too, it would count what no draw would have given."""
+    objective, params, frozen = tasks.begun(tokens, length=3, share=0.5)
+    without = dataclasses.replace(objective, length=0)
+    batch = batches.Batches(held, 1024, 0)(0)
+
+    def value(objective, temperature):
+        rows = np.full_like(batch.temperature, temperature)
+        changed = dataclasses.replace(batch, temperature=rows)
+        return objective(params, frozen, changed, jax.random.key(0))[0]
+
+    for temperature in (0.0, 0.8, np.nan):
+        assert value(objective, temperature) == value(without, temperature)
+    assert value(objective, 1.0) < value(without, 1.0)
+
+
+def test_a_sweep_of_weights_compiles_once(held, tokens):
+    objective, params, frozen = tasks.begun(tokens, loss=losses.JensenShannon(0.1), length=2)
+    batch, numbers = batches.Batches(held, 256, 0)(0), core.Schedule(5).at(0)
+
+    def update(**changes):
+        changed = dataclasses.replace(objective, **changes)
+        core.step(core.init(params), frozen, batch, jax.random.key(0), numbers, changed)
+
+    update()
+    with compilation.CompilationClock() as clock:
+        update(features=0.5, share=0.1)
+        update(features=0.0, share=1.0, loss=losses.JensenShannon(0.9))
+    assert clock.programs == 0
 
 
 def test_laws_are_what_decoding_will_propose(held, tokens):
@@ -125,7 +157,7 @@ def test_greedy_replay_counts_what_decoding_does(held, tokens):
             row
             for row in range(len(batch.length))
             if tuple(batch.tokens[row, : batch.start[row] + batch.length[row]].tolist()) in wanted
-            and batch.greedy[row]
+            and batch.temperature[row] == 0
         ]
         if rows:
             chosen.append(jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))

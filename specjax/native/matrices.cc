@@ -1,0 +1,261 @@
+// Products of large matrices, as training has them, on the tile registers of CPUs that have some
+// (Intel's AMX): factors rounded to bfloat16, sums in float32, as TPUs multiply float32 by default.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "parallel.h"
+#include "shapes.h"
+#include "xla/ffi/api/ffi.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define SPECJAX_TILES
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+#ifdef SPECJAX_TILES
+
+// Rows of a tile, and the pairs of bfloat16 that a row of it holds.
+constexpr int64_t kSide = 16;
+constexpr int64_t kTileDepth = 2 * kSide;
+constexpr int64_t kTileWords = kSide * kSide;
+// Two tiles by two are summed at a time: eight tiles are all there are.
+constexpr int64_t kBlock = 2 * kSide;
+// So deep is a product made at a time, and so many rows of the left factor stay in the near cache
+// while all of the right one goes by.
+constexpr int64_t kDepth = 1024;
+constexpr int64_t kMostRows = 256;
+
+// A factor as it lies in memory: its element (r, k) beside (r, k + 1) or beside (r + 1, k).
+struct Factor {
+  const float* data;
+  int64_t rows, depth;
+  bool deep;
+};
+
+int64_t Up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+__mmask16 Mask(int64_t count) {
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kSide)) - 1);
+}
+
+// Memory for tiles, kept by the thread that asks.
+uint32_t* Buffer(int which, int64_t words) {
+  struct Free {
+    void operator()(uint32_t* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  };
+  thread_local struct {
+    std::unique_ptr<uint32_t[], Free> memory;
+    int64_t words = 0;
+  } kept[2];
+  if (kept[which].words < words) {
+    kept[which].memory.reset(new (std::align_val_t(64)) uint32_t[words]);
+    kept[which].words = words;
+  }
+  return kept[which].memory.get();
+}
+
+// One tile of a factor, zeros beyond its ends: `pairs_first` as the right factor of a product wants
+// it, pairs of depth by rows; else rows by pairs.
+void Pack(const Factor& factor, int64_t row, int64_t depth, int64_t end, bool pairs_first,
+          uint32_t* tile) {
+  alignas(64) uint32_t straight[kTileWords];
+  const bool turned = factor.deep == pairs_first;
+  uint32_t* made = turned ? straight : tile;
+  const int64_t rows = factor.rows - row, left = end - depth;
+  if (factor.deep) {
+    for (int64_t i = 0; i < kSide; ++i) {
+      const float* from = factor.data + (row + i) * factor.depth + depth;
+      const bool some = i < rows;
+      const __m512 low = _mm512_maskz_loadu_ps(some ? Mask(left) : 0, from);
+      const __m512 high = _mm512_maskz_loadu_ps(some ? Mask(left - kSide) : 0, from + kSide);
+      _mm512_store_si512(made + i * kSide, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+  } else {
+    alignas(64) uint16_t order[2 * kSide];
+    for (int i = 0; i < kSide; ++i) order[2 * i] = i, order[2 * i + 1] = kSide + i;
+    const __m512i interleaved = _mm512_load_si512(order);
+    for (int64_t i = 0; i < kSide; ++i) {
+      const float* from = factor.data + (depth + 2 * i) * factor.rows + row;
+      const __m512 low = _mm512_maskz_loadu_ps(2 * i < left ? Mask(rows) : 0, from);
+      const __m512 high =
+          _mm512_maskz_loadu_ps(2 * i + 1 < left ? Mask(rows) : 0, from + factor.rows);
+      _mm512_store_si512(made + i * kSide,
+                         _mm512_permutexvar_epi16(
+                             interleaved, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
+    }
+  }
+  if (turned) {
+    const __m512i column = _mm512_mullo_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+        _mm512_set1_epi32(kSide));
+    for (int64_t i = 0; i < kSide; ++i) {
+      _mm512_store_si512(tile + i * kSide, _mm512_i32gather_epi32(column, straight + i, 4));
+    }
+  }
+}
+
+// Tiles of some rows and depth, in the order in which `Multiply` reads them: by blocks of rows.
+void PackRows(const Factor& factor, int64_t row, int64_t rows, int64_t depth, int64_t end,
+              bool pairs_first, uint32_t* tiles) {
+  for (int64_t block = row; block < row + rows; block += kBlock) {
+    for (int64_t k = depth; k < end; k += kTileDepth) {
+      for (int64_t half = 0; half < 2; ++half, tiles += kTileWords) {
+        Pack(factor, block + half * kSide, k, end, pairs_first, tiles);
+      }
+    }
+  }
+}
+
+struct alignas(64) Layout {
+  uint8_t palette = 1, start = 0, none[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// out[32, 32] of this stride, plus what is there if `more`: both factors' tiles, two a step.
+void Multiply(const uint32_t* left, const uint32_t* right, int64_t steps, bool more, float* out,
+              int64_t stride) {
+  const int64_t bytes = stride * sizeof(float);
+  float* below = out + kSide * stride;
+  if (more) {
+    _tile_loadd(0, out, bytes);
+    _tile_loadd(1, out + kSide, bytes);
+    _tile_loadd(2, below, bytes);
+    _tile_loadd(3, below + kSide, bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t at = 2 * step * kTileWords;
+    _tile_loadd(4, left + at, 4 * kSide);
+    _tile_loadd(5, left + at + kTileWords, 4 * kSide);
+    _tile_loadd(6, right + at, 4 * kSide);
+    _tile_loadd(7, right + at + kTileWords, 4 * kSide);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, bytes);
+  _tile_stored(1, out + kSide, bytes);
+  _tile_stored(2, below, bytes);
+  _tile_stored(3, below + kSide, bytes);
+}
+
+// As `Multiply`, where only some rows and columns of the block are there.
+void MultiplyEdge(const uint32_t* left, const uint32_t* right, int64_t steps, bool more, float* out,
+                  int64_t stride, int64_t rows, int64_t columns) {
+  alignas(64) float whole[kBlock * kBlock] = {};
+  for (int64_t i = 0; more && i < rows; ++i) {
+    std::memcpy(whole + i * kBlock, out + i * stride, columns * sizeof(float));
+  }
+  Multiply(left, right, steps, more, whole, kBlock);
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(out + i * stride, whole + i * kBlock, columns * sizeof(float));
+  }
+}
+
+void Product(ffi::ThreadPool pool, const Factor left, const Factor right, float* out) {
+  const int64_t columns = right.rows, blocks = Up(columns, kBlock) / kBlock;
+  // Two shares a thread, so that one that begins late holds nobody up for long.
+  const int64_t shares = 2 * std::max<int64_t>(1, pool.num_threads());
+  const int64_t most = std::clamp(Up((left.rows + shares - 1) / shares, kBlock), kBlock, kMostRows);
+  const int64_t groups = (left.rows + most - 1) / most;
+  if (left.depth == 0) std::fill_n(out, left.rows * columns, 0.0f);
+  for (int64_t depth = 0; depth < left.depth; depth += kDepth) {
+    const int64_t end = std::min(depth + kDepth, left.depth);
+    const int64_t steps = Up(end - depth, kTileDepth) / kTileDepth;
+    const int64_t words = 2 * steps * kTileWords;
+    uint32_t* beside = Buffer(0, blocks * words);
+    Parallel(pool, blocks, [=](int64_t block) {
+      PackRows(right, block * kBlock, kBlock, depth, end, true, beside + block * words);
+    });
+    Parallel(pool, groups, [=](int64_t group) {
+      const int64_t row = group * most, rows = std::min(most, left.rows - row);
+      uint32_t* own = Buffer(1, Up(most, kBlock) / kBlock * words);
+      PackRows(left, row, rows, depth, end, false, own);
+      Layout layout;
+      std::fill_n(layout.bytes, 8, 4 * kSide);
+      std::fill_n(layout.rows, 8, kSide);
+      _tile_loadconfig(&layout);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t column = block * kBlock, wide = std::min(kBlock, columns - column);
+        for (int64_t i = 0; i < rows; i += kBlock) {
+          const int64_t high = std::min(kBlock, rows - i);
+          float* to = out + (row + i) * columns + column;
+          const uint32_t* tiles = own + i / kBlock * words;
+          if (high == kBlock && wide == kBlock) {
+            Multiply(tiles, beside + block * words, steps, depth > 0, to, columns);
+          } else {
+            MultiplyEdge(tiles, beside + block * words, steps, depth > 0, to, columns, high, wide);
+          }
+        }
+      }
+      _tile_release();
+    });
+  }
+}
+
+// The system's leave to use tiles, asked for once a process.
+bool Allowed() {
+  constexpr int kRequest = 0x1023, kTileData = 18;
+  static const bool allowed = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return allowed;
+}
+
+#else
+
+struct Factor {
+  const float* data;
+  int64_t rows, depth;
+  bool deep;
+};
+
+void Product(ffi::ThreadPool, Factor, Factor, float*) {}
+bool Allowed() { return false; }
+
+#endif
+
+using Matrix = ffi::BufferR2<ffi::F32>;
+
+// left[rows, depth] and right[columns, depth], either of them as its transpose, -> [rows, columns].
+template <bool kLeftDeep, bool kRightDeep>
+ffi::Error Make(ffi::ThreadPool pool, Matrix left, Matrix right, ffi::Result<Matrix> out) {
+  const int64_t rows = left.dimensions()[kLeftDeep ? 0 : 1];
+  const int64_t depth = left.dimensions()[kLeftDeep ? 1 : 0];
+  const int64_t columns = right.dimensions()[kRightDeep ? 0 : 1];
+  if (right.dimensions()[kRightDeep ? 1 : 0] != depth || !Shaped(*out, {rows, columns})) {
+    return ffi::Error::InvalidArgument("matrices: sizes do not agree");
+  }
+  if (!Allowed()) return ffi::Error::Internal("matrices: this CPU has no tiles, or they are denied");
+  Product(pool, {left.typed_data(), rows, depth, kLeftDeep},
+          {right.typed_data(), columns, depth, kRightDeep}, out->typed_data());
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+// Whether the handlers of this file can be called here.
+extern "C" bool has_tiles() { return Allowed(); }
+
+#define SPECJAX_MATRICES(name, left, right)                                          \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                     \
+      name, (Make<left, right>),                                                     \
+      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Matrix>().Ret<Matrix>())
+
+SPECJAX_MATRICES(times_transposed, true, true);
+SPECJAX_MATRICES(times, true, false);
+SPECJAX_MATRICES(transposed_times, false, false);
