@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import binary, methods, prompt_files, targets
-from specjax import decoding, types, verification
+from specjax import checkpoints, decoding, types, verification
 from specjax.training import folders
 
 flags.adopt_module_key_flags(binary)
@@ -194,11 +194,11 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def run(config: Config) -> dict[str, Any]:
-    """The report, ready for JSON."""
+def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, Any]:
+    """The report, ready for JSON; of the bundle where the caller has loaded it."""
     chosen = _chosen(config)
     binary.start()
-    bundle = targets.load(config.model)
+    bundle = bundle or targets.load(config.model)
     decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
     records = _earlier(config)
     if not chosen:

@@ -16,7 +16,8 @@ from typing import Any
 from absl import app, flags
 
 from experiments import binary, draft_costs, targets
-from experiments.distill_stages import Config, run
+from experiments.distill_config import Config
+from experiments.distill_stages import run
 from specjax.training import data, distillation, losses
 
 flags.adopt_module_key_flags(binary)
@@ -37,6 +38,9 @@ _CANDIDATES = flags.DEFINE_multi_string(
 )
 _CHOICE_STEPS = flags.DEFINE_integer(
     "choice_steps", Config.choice_steps, "Updates that each candidate gets."
+)
+_OPTIMIZER = flags.DEFINE_string(
+    "optimizer", Config.optimizer, "muon, or adam, which wants about a third of its rate."
 )
 _PARTS = flags.DEFINE_integer("parts", Config.parts, "Parts that a batch is gone through in.")
 _LOSS = flags.DEFINE_string("loss", Config.loss, f"One of: {', '.join(losses.LOSSES)}.")
@@ -82,6 +86,8 @@ def table(made: dict[str, Any]) -> str:
         f"held out     overlap {measured['overlap']:.3f}, greedy agreement "
         f"{measured['agreement']:.3f}, τ {measured['tau']:.2f}",
     ]
+    for group, row in made.get("acceptance", {"groups": {}})["groups"].items():
+        lines.append(f"  {group:<19}τ {row['tau']:.2f}, acceptance {row['acceptance_rate']:.2f}")
     if made["stopping"]:
         best, cost = made["stopping"]["best"], made["stopping"]["cost"]
         rule = {
@@ -142,6 +148,7 @@ def config_from_flags() -> Config:
         choice_steps=_CHOICE_STEPS.value,
         steps=binary.given(binary.STEPS, Config.steps),
         rate=binary.given(binary.RATE, Config.rate),
+        optimizer=_OPTIMIZER.value,
         batch_tokens=binary.BATCH_TOKENS.value,
         parts=_PARTS.value,
         loss=_LOSS.value,
@@ -155,6 +162,7 @@ def config_from_flags() -> Config:
         draft_length=int(binary.draft_length() or Config.draft_length),
         seed=binary.SEED.value,
         out=binary.OUT.value,
+        prompts=tuple(binary.PROMPTS.value),
         export=_EXPORT.value,
     )
 

@@ -11,134 +11,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import binary, draft_costs, step_costs
-from specjax import checkpoints, drafters, models
+from experiments import acceptance, binary, draft_costs, methods, step_costs
+from experiments.distill_config import OPTIMIZERS, Config
+from specjax import checkpoints, drafters
 from specjax.training import (
     batches,
-    core,
     curves,
     data,
     distillation,
     fitting,
     folders,
     held_out,
-    losses,
     on_policy,
     shards,
     stopping,
 )
 
-__all__ = ["Config", "Trained", "card", "choose", "generate", "run", "train"]
+__all__ = ["Trained", "card", "choose", "generate", "run", "train"]
 
 _MOST_UNSEEN = 24
+_MEASURE_EVERY = 400
+# What acceptance is measured with.
+_LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
 _STOP_LENGTHS = (2, 3, 4, 5, 8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One distillation; a field that is None is left to the target.
-
-    Attributes:
-      folder: where data, checkpoints and the draft go.
-      tokens: answer tokens that the target writes.
-      data_minutes: time for them; what would take more is refused.
-      texts: what the target writes; its taps become those of `taps` and the final norm.
-      layers: the target's layers that the draft's begin as; by default the first and the last.
-      feed_forward, vocabulary: the draft's other sizes.
-      candidates: shapes to choose among instead.
-      choice_steps: updates that each of them gets.
-      batch_tokens: tokens an update, with padding.
-      accepted: weight of the negative expected accepted length.
-      on_policy: share of the updates that are on the draft's own text.
-      start_from: a draft to go on from.
-      devices: how many share a batch's rows.
-      draft_length: K that acceptance and costs are measured for.
-      out: the draft's file; by default draft.safetensors in the folder.
-      export: a folder for other libraries' assistant models, or None for none.
-      The others: as `core` and `distillation` take them.
-    """
-
-    folder: str
-    tokens: int = 1_000_000
-    data_minutes: float = 120.0
-    texts: data.Settings = data.Settings()
-    taps: tuple[int, ...] = ()
-    layers: tuple[int, ...] | None = None
-    feed_forward: int | None = None
-    vocabulary: int = 8192
-    candidates: tuple[distillation.Shape, ...] = ()
-    choice_steps: int = 200
-    steps: int = 2400
-    rate: float = 3e-3
-    batch_tokens: int = 4096
-    parts: int = 1
-    loss: str = "forward_kl"
-    beta: float = 0.5
-    features: float = 0.5
-    accepted: float = 0.0
-    on_policy: float = 0.0
-    start_from: str | None = None
-    dtype: str = "float32"
-    devices: int = 1
-    draft_length: int = 5
-    seed: int = 0
-    out: str | None = None
-    export: str | None = None
-
-    def __post_init__(self):
-        if self.loss not in losses.LOSSES:
-            raise ValueError(f"--loss={self.loss}: known are {', '.join(losses.LOSSES)}")
-        losses.JensenShannon(self.beta)
-        if self.accepted and self.on_policy:
-            raise ValueError(
-                f"--accepted={self.accepted} counts text that the target wrote, and "
-                f"--on_policy={self.on_policy} asks for the draft's own; leave one of them out"
-            )
-        for name in ("accepted", "on_policy"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
-        if not 1 <= self.devices <= len(jax.devices()):
-            raise ValueError(f"--devices={self.devices}, and there are {len(jax.devices())}")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"--dtype={self.dtype} must be float32, bfloat16 or float16")
-        for name in ("tokens", "choice_steps", "steps", "batch_tokens", "parts", "draft_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
-
-    def of(self, config: models.TransformerConfig) -> "Config":
-        """With what was left to the target filled in."""
-        taps = tuple(sorted({*self.taps, config.num_layers}))
-        return dataclasses.replace(
-            self,
-            texts=dataclasses.replace(self.texts, taps=taps),
-            layers=self.layers or tuple(sorted({0, config.num_layers - 1})),
-            feed_forward=self.feed_forward or config.intermediate_size,
-            vocabulary=min(self.vocabulary, config.vocab_size),
-        )
-
-    @property
-    def shape(self) -> distillation.Shape:
-        """The draft's sizes, where no candidates are to be chosen among."""
-        assert self.layers is not None and self.feed_forward is not None
-        return distillation.Shape(self.layers, self.feed_forward, self.vocabulary)
-
-    @property
-    def schedule(self) -> core.Schedule:
-        """Rates, and how many updates."""
-        return core.Schedule(self.steps, self.rate)
-
-    @property
-    def draft(self) -> pathlib.Path:
-        """The draft's file."""
-        return pathlib.Path(self.out or pathlib.Path(self.folder) / "draft.safetensors")
-
-    def objective(self, draft: models.TransformerConfig) -> distillation.Distillation:
-        """What a draft of this configuration minimises."""
-        loss = losses.LOSSES[self.loss]
-        if self.loss == "jensen_shannon":
-            loss = losses.JensenShannon(self.beta)
-        length = self.draft_length if self.accepted else 0
-        return distillation.Distillation(draft, loss, self.features, length, share=self.accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +137,7 @@ def train(
 
     fields = dataclasses.asdict(config)
     kept = ("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length")
-    kept += ("dtype", "parts", "devices", "seed")
+    kept += ("dtype", "parts", "devices", "seed", "optimizer")
     state = fitting.fit(
         objective,
         params,
@@ -253,6 +148,7 @@ def train(
         seed=config.seed,
         parts=config.parts,
         dtype=config.dtype,
+        optimizer=OPTIMIZERS[config.optimizer],
         mesh=jax.make_mesh((config.devices,), ("data",)) if config.devices > 1 else None,
         settings={
             **{name: fields[name] for name in kept},
@@ -261,6 +157,7 @@ def train(
             "start_from": folders.digest(config.start_from),
             "answer_tokens": sum(shard.answer_tokens for shard in held),
         },
+        measure_every=_MEASURE_EVERY,
         measure=lambda params: held_out.measure(
             objective, params, frozen, unseen, config.draft_length
         ),
@@ -319,10 +216,34 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
         checkpoints.drafts.export(config.draft, bundle, config.export)
     made = card(config, bundle, held, shape, trained, data_seconds)
     made |= {"command": command, "candidates": candidates}
+    if config.prompts:
+        made["acceptance"] = _acceptance(config, bundle)
     config.draft.with_suffix(".json").write_text(
         json.dumps(made, indent=1) + "\n", encoding="utf-8"
     )
     return made
+
+
+def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
+    """Greedy acceptance by group of prompts, at the draft length, without a line to stop at."""
+    asked = acceptance.Config(
+        model=bundle.name,
+        method="draft",
+        settings=methods.Settings(config.draft_length, str(config.draft)),
+        prompts=config.prompts,
+        count=None,
+        longest_prompt=_LONGEST_PROMPT,
+        max_new_tokens=_NEW_TOKENS,
+        temperature=0.0,
+        rule=None,
+        batch=8,
+        seed=config.seed,
+        compare=False,
+        out=str(pathlib.Path(config.folder) / "acceptance.jsonl"),
+    )
+    found = acceptance.run(asked, bundle)
+    kept = ("max_new_tokens", "temperature", "longest_prompt", "left_out", "groups")
+    return {"draft_length": config.draft_length, **{name: found[name] for name in kept}}
 
 
 def card(
@@ -349,6 +270,7 @@ def card(
         },
         "training": {
             **dataclasses.asdict(config.schedule),
+            "optimizer": config.optimizer,
             "batch_tokens": config.batch_tokens,
             "loss": repr(trained.objective.loss)
             if config.loss == "jensen_shannon"

@@ -14,7 +14,15 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import acceptance, binary, distill_stages, methods, step_costs, targets
+from experiments import (
+    acceptance,
+    binary,
+    distill_config,
+    distill_stages,
+    methods,
+    step_costs,
+    targets,
+)
 from specjax import checkpoints, drafters
 from specjax.training import data
 
@@ -54,7 +62,7 @@ def tune(config: Config, bundle: checkpoints.Bundle, domain: str) -> dict[str, A
     # Domains that work on others' answers need those too.
     needed = data.needed(domain)
     return distill_stages.run(
-        distill_stages.Config(
+        distill_config.Config(
             folder=str(pathlib.Path(config.folder) / domain),
             tokens=config.tokens,
             texts=data.Settings(
@@ -76,7 +84,7 @@ def tune(config: Config, bundle: checkpoints.Bundle, domain: str) -> dict[str, A
     )
 
 
-def measure(config: Config, draft: str) -> dict[str, dict[str, Any]]:
+def measure(config: Config, bundle: checkpoints.Bundle, draft: str) -> dict[str, dict[str, Any]]:
     """Acceptance by group, from records that are kept."""
     out = pathlib.Path(config.folder) / f"acceptance-{pathlib.Path(draft).parent.name}.jsonl"
     return acceptance.run(
@@ -94,7 +102,8 @@ def measure(config: Config, draft: str) -> dict[str, dict[str, Any]]:
             seed=config.seed,
             compare=False,
             out=str(out),
-        )
+        ),
+        bundle,
     )["groups"]
 
 
@@ -127,7 +136,7 @@ def run(config: Config) -> dict[str, Any]:
     cost, step_seconds = step_costs.measured_with_seconds(
         bundle.target, drafters.model(model, config.draft_length)
     )
-    groups = {name: measure(config, draft) for name, draft in drafts.items()}
+    groups = {name: measure(config, bundle, draft) for name, draft in drafts.items()}
     speedups = {
         name: {
             group: row["tau"]
@@ -189,7 +198,7 @@ def config_from_flags() -> Config:
         domains=tuple(binary.given(binary.DOMAINS, ("code", "translation"))),
         tokens=binary.given(binary.TOKENS, 100_000),
         steps=binary.given(binary.STEPS, 250),
-        rate=binary.given(binary.RATE, 3e-4),
+        rate=binary.given(binary.RATE, 2e-3),
         batch=binary.given(binary.BATCH, data.Settings.batch),
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
         draft_length=int(binary.draft_length() or 5),

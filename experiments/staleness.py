@@ -158,6 +158,7 @@ def realigned(
         core.Schedule(config.steps, config.rate, warmup=20),
         pathlib.Path(config.folder) / f"draft-{steps}",
         seed=config.seed,
+        optimizer=core.MUON,
         settings={
             "draft": folders.digest(config.draft),
             "strength": steps,
@@ -245,7 +246,7 @@ def config_from_flags() -> Config:
         tokens=binary.given(binary.TOKENS, 60_000),
         batch=binary.given(binary.BATCH, 128),
         steps=binary.given(binary.STEPS, 200),
-        rate=binary.given(binary.RATE, 3e-4),
+        rate=binary.given(binary.RATE, 2e-3),
         batch_tokens=binary.BATCH_TOKENS.value,
         window=_WINDOW.value,
         rows=_ROWS.value,

@@ -15,15 +15,20 @@ import optax
 from flax import struct
 
 from specjax import types
+from specjax.training import muon
 
-__all__ = ["Objective", "Schedule", "TrainState", "init", "place", "step"]
+__all__ = ["ADAM", "MUON", "Objective", "Schedule", "TrainState", "init", "place", "step"]
 
 Objective = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 """`(params, frozen, batch, key) -> (sum, weight, sums)`: a sum over the batch's examples, how many
 there were, and sums of other numbers to report. A pytree, so that numbers in it are traced: a bare
 function goes in as `jax.tree_util.Partial(function)`."""
 
-_ADAM = optax.scale_by_adam(b1=0.9, b2=0.95)
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.95)
+"""Adam (Kingma and Ba 2015, arXiv 1412.6980)."""
+
+MUON = muon.muon(optax.chain(ADAM, optax.scale(0.3)))
+"""Muon for matrices, Adam with smaller steps for the rest."""
 
 
 @struct.dataclass
@@ -34,7 +39,7 @@ class TrainState:
       step: int32[], updates made.
       params: what is trained, float32.
       average: exponential moving average of `params`, which is what to decode with.
-      optimizer: Adam's moments (Kingma and Ba 2015, arXiv 1412.6980).
+      optimizer: its moments.
     """
 
     step: jax.Array
@@ -97,18 +102,20 @@ class Schedule:
         return {name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()}
 
 
-def init(params: Any) -> TrainState:
+def init(params: Any, optimizer: optax.GradientTransformation = ADAM) -> TrainState:
     """The state before the first update; `params` is copied, since steps donate their state."""
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         average=jax.tree.map(jnp.copy, params),
-        optimizer=_ADAM.init(params),
+        optimizer=optimizer.init(params),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("parts", "dtype"), donate_argnames=("state",))
+@functools.partial(
+    jax.jit, static_argnames=("parts", "dtype", "optimizer"), donate_argnames=("state",)
+)
 def step(
     state: TrainState,
     frozen: Any,
@@ -118,6 +125,7 @@ def step(
     objective: Objective,
     parts: int = 1,
     dtype: str = "float32",
+    optimizer: optax.GradientTransformation = ADAM,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; a state whose loss or gradient is not finite comes back unchanged.
 
@@ -131,6 +139,7 @@ def step(
       parts: the batch's rows are gone through in so many parts, whose gradients add up; the same
         up to rounding, in less memory.
       dtype: in which the objective computes; weights and moments stay float32.
+      optimizer: `ADAM` or `MUON`, that of `init`; static.
 
     Returns:
       The state and what to report, float32[]: `loss`, `gradient_norm`, `rate`, `finite` (1 or 0)
@@ -172,8 +181,8 @@ def step(
     shorter = jnp.minimum(1.0, numbers["clip"] / jnp.maximum(norm, 1e-12))
     # optax raises floats to whole numbers, which JAX's strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer = _ADAM.update(
-            jax.tree.map(lambda leaf: leaf * shorter, gradient), state.optimizer
+        updates, moments = optimizer.update(
+            jax.tree.map(lambda leaf: leaf * shorter, gradient), state.optimizer, state.params
         )
 
     def move(leaf, update):
@@ -186,7 +195,7 @@ def step(
     average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, params)
     loss = value / weight
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    made = TrainState(state.step + 1, params, average, optimizer)
+    made = TrainState(state.step + 1, params, average, moments)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state)
     report = {name: part.astype(jnp.float32) / weight for name, part in sums.items()}
     report |= {

@@ -162,6 +162,7 @@ class Distillation:
         drawn from the target's own law, at temperature 1; 0 leaves it out; static.
       rule: whose acceptance that is; static.
       share: weight of that part, the rest being that of `loss`.
+      policy: how products are made, `policies.for_training()` for None; static.
     """
 
     config: models.TransformerConfig = struct.field(pytree_node=False)
@@ -170,6 +171,7 @@ class Distillation:
     length: int = struct.field(pytree_node=False, default=0)
     rule: str = struct.field(pytree_node=False, default="block")
     share: Any = 0.5
+    policy: policies.Policy | None = struct.field(pytree_node=False, default=None)
 
     def laws(self, params: Any, frozen: Any, batch: batches.Batch) -> dict[str, jax.Array]:
         """Both laws over the head's tokens at every token of the answers.
@@ -181,8 +183,9 @@ class Distillation:
         hidden, tokens, present = self._hidden(params, frozen, batch)
         head = frozen["head"]["kernel"].astype(hidden.dtype)
         target = batch.features.astype(hidden.dtype)
-        (scores,) = products.products(target, [head], policies.for_training())
-        (own,) = products.products(hidden, [head], policies.for_training())
+        policy = self.policy or policies.for_training()
+        (scores,) = products.products(target, [head], policy)
+        (own,) = products.products(hidden, [head], policy)
         log_p = scores.astype(jnp.float32) - jnp.where(present, batch.normalizer, 0.0)[:, :, None]
         log_q = jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
         return {
@@ -197,7 +200,8 @@ class Distillation:
     def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
         dtype = params["norm"]["scale"].dtype
         weights = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights(params, frozen))
-        model = transformer.language_model(self.config, weights, policies.for_training())
+        policy = self.policy or policies.for_training()
+        model = transformer.language_model(self.config, weights, policy)
         rows, _ = batch.tokens.shape
         cache = model.init_cache(rows, 1)
         # Logits are made where an answer is, not here: what nobody reads is not computed.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from specjax.training import core, folders, saving
 
@@ -31,6 +32,7 @@ def fit(
     seed: int = 0,
     parts: int = 1,
     dtype: str = "float32",
+    optimizer: optax.GradientTransformation = core.ADAM,
     mesh: jax.sharding.Mesh | None = None,
     settings: dict[str, Any] | None = None,
     save_every: int = 200,
@@ -44,7 +46,7 @@ def fit(
     number, keys from seed and step, and all else is in the checkpoint.
 
     Args:
-      objective, params, frozen, parts, dtype: as `core.step` takes them.
+      objective, params, frozen, parts, dtype, optimizer: as `core.step` takes them.
       batches: `(step, params) -> batch`, a function of the step's number alone or, where a draft
         trains on what it writes itself, of what is being trained too.
       schedule: rates, and how many steps.
@@ -67,7 +69,7 @@ def fit(
     folder = pathlib.Path(folder)
     folders.claim(folder / _SETTINGS, settings or {})
     key = jax.random.key(seed)
-    state = core.init(params)
+    state = core.init(params, optimizer)
     if mesh is not None:
         state, frozen = (core.place(tree, mesh, rows=False) for tree in (state, frozen))
     with saving.Checkpoints(folder / "checkpoints") as checkpoints:
@@ -82,7 +84,15 @@ def fit(
                 if mesh is not None:
                     batch = core.place(batch, mesh, rows=True)
                 state, told = core.step(
-                    state, frozen, batch, key, schedule.at(number), objective, parts, dtype
+                    state,
+                    frozen,
+                    batch,
+                    key,
+                    schedule.at(number),
+                    objective,
+                    parts,
+                    dtype,
+                    optimizer,
                 )
                 line = {name: float(value) for name, value in told.items()}
                 if not line.pop("finite"):

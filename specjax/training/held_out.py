@@ -1,5 +1,6 @@
 """Acceptance on text held out: what a draft would guess of what the target wrote."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.models import policy as policies
 from specjax.training import batches, distillation, losses, stopping
 
 __all__ = ["guesses", "measure"]
@@ -80,7 +82,8 @@ def _laws(objective, params, frozen, batch: batches.Batch) -> dict[str, np.ndarr
 
 @jax.jit
 def _traced_laws(objective, params, frozen, batch):
-    made = objective.laws(params, frozen, batch)
+    # With whole products, as decoding will make them.
+    made = dataclasses.replace(objective, policy=policies.Policy()).laws(params, frozen, batch)
     log_q = made["log_q"]
     best = frozen["tokens"][jnp.argmax(log_q, axis=-1)]
     return {

@@ -103,7 +103,7 @@ def test_what_is_not_finite_changes_nothing(bad):
 
 def test_sweeps_compile_once():
     chex.clear_trace_counter()
-    counted = jax.tree_util.Partial(chex.assert_max_traces(tasks.regression, n=1))
+    counted = jax.tree_util.Partial(chex.assert_max_traces(tasks.least_squares, n=1))
     state = core.init(params())
     for rate in (0.1, 0.01):
         for clip in (0.5, 2.0):

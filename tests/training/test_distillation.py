@@ -10,6 +10,7 @@ import pytest
 import specjax
 from experiments import compilation
 from specjax import decoding, drafters
+from specjax.models import policy as policies
 from specjax.training import batches, core, distillation, held_out, losses
 from tests.training import tasks
 
@@ -20,7 +21,7 @@ def test_the_whole_target_as_a_draft_agrees_with_it(held):
     shape = distillation.Shape(tuple(range(config.num_layers)), 128, config.vocab_size)
     everything = np.arange(config.vocab_size)
     batch = batches.Batches(held, 1024, 0)(0)
-    objective, params, frozen = tasks.begun(everything, shape)
+    objective, params, frozen = tasks.begun(everything, shape, policy=policies.Policy())
     for name, loss in losses.LOSSES.items():
         objective = dataclasses.replace(objective, loss=loss, features=1.0)
         total, weight, _ = objective(params, frozen, batch, jax.random.key(0))
@@ -100,7 +101,7 @@ def test_a_sweep_of_weights_compiles_once(held, tokens):
 
 def test_laws_are_what_decoding_will_propose(held, tokens):
     """The training pass and the model of the finished draft say the same of a text."""
-    objective, params, frozen = tasks.begun(tokens)
+    objective, params, frozen = tasks.begun(tokens, policy=policies.Policy())
     model = distillation.draft_model(objective.config, params, frozen)
     batch = batches.Batches(held, 1024, 0)(0)
     made = objective.laws(params, frozen, batch)
@@ -113,6 +114,9 @@ def test_laws_are_what_decoding_will_propose(held, tokens):
     np.testing.assert_allclose(
         made["log_q"][row, : batch.length[row]], law[:, tokens], rtol=1e-4, atol=1e-4
     )
+    rounded = dataclasses.replace(objective, policy=policies.for_training())
+    log_q = rounded.laws(params, frozen, batch)["log_q"][row, : batch.length[row]]
+    assert np.max(losses.forward_kl(law[:, tokens], log_q)) < 0.01
 
 
 def test_what_lies_behind_an_answer_is_not_read(held, tokens):

@@ -52,12 +52,13 @@ def stopping_at(step):
     return report
 
 
+@pytest.mark.parametrize("optimizer", [core.ADAM, core.MUON], ids=["adam", "muon"])
 @pytest.mark.parametrize("stop", [3, 5, 8])
-def test_a_stopped_run_goes_on_to_the_bit(tmp_path, stop):
-    whole = fit(tmp_path / "whole")
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path, stop, optimizer):
+    whole = fit(tmp_path / "whole", optimizer=optimizer)
     with pytest.raises(StoppedError):
-        fit(tmp_path / "parts", report=stopping_at(stop))
-    resumed = fit(tmp_path / "parts")
+        fit(tmp_path / "parts", report=stopping_at(stop), optimizer=optimizer)
+    resumed = fit(tmp_path / "parts", optimizer=optimizer)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     chex.assert_trees_all_equal(jax.device_get(resumed), jax.device_get(whole))
 
