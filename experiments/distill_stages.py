@@ -27,7 +27,7 @@ from specjax.training import (
     stopping,
 )
 
-__all__ = ["Trained", "card", "choose", "generate", "run", "train"]
+__all__ = ["Trained", "begin", "card", "choose", "generate", "measure", "run", "train"]
 
 _MOST_UNSEEN = 24
 _MEASURE_EVERY = 400
@@ -112,7 +112,7 @@ def train(
     folder: pathlib.Path,
 ) -> Trained:
     """Trains a draft, or goes on training it."""
-    params, frozen = _begin(config, bundle, held, shape)
+    params, frozen = begin(config, bundle, held, shape)
     objective = config.objective(distillation.configure(bundle.config, shape))
     recorded = batches.Batches(
         held, config.batch_tokens, config.seed, multiple=config.parts * config.devices
@@ -122,8 +122,7 @@ def train(
         order = on_policy.OnPolicy(
             bundle, objective, frozen, recorded, share=config.on_policy, seed=config.seed
         )
-    last = batches.Batches(held, config.batch_tokens, config.seed, unseen=True)
-    unseen = [last(index) for index in range(min(last.per_epoch, _MOST_UNSEEN))]
+    unseen = _unseen(config, held)
 
     def report(line: dict[str, Any]) -> None:
         if "held_out" in line or line["step"] % 50 == 0:
@@ -177,7 +176,23 @@ def train(
     )
 
 
-def _begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any, Any]:
+def _unseen(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
+    order = batches.Batches(held, config.batch_tokens, config.seed, unseen=True)
+    return [order(index) for index in range(min(order.per_epoch, _MOST_UNSEEN))]
+
+
+def measure(
+    config: Config,
+    objective: distillation.Distillation,
+    params: Any,
+    frozen: Any,
+    held: list[shards.Shard],
+) -> dict[str, float]:
+    """What a draft measures on the text that `train` holds out, without any training."""
+    return held_out.measure(objective, params, frozen, _unseen(config, held), config.draft_length)
+
+
+def begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any, Any]:
     """What is trained, and the rest: of the target's own layers, or of an earlier draft."""
     if config.start_from is None:
         tokens = distillation.vocabulary(

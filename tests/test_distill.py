@@ -14,6 +14,7 @@ from experiments import (
     domains,
     generate,
     methods,
+    objectives,
     staleness,
     targets,
 )
@@ -142,7 +143,11 @@ def test_what_is_no_card_is_named(draft, tmp_path, text):
 
 def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):
     flags = ["--model=tiny", f"--draft={draft}", "--max_new_tokens=16", "--batch=2", "--json"]
-    flags += [f"--prompts={questions(tmp_path)}", f"--out={tmp_path / 'records'}"]
+    flags += [
+        "--draft_length=5",
+        f"--prompts={questions(tmp_path)}",
+        f"--out={tmp_path / 'records'}",
+    ]
     code, output, errors = call(acceptance, *flags)
     assert code == 0, errors
     report = json.loads(output.splitlines()[-1])
@@ -171,6 +176,17 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
     even = report["break_even_tokens"]["code"]
     assert (even is None) == (speedups[1] <= speedups[0])
     assert domains.break_even(1.0, 0.1, 1.0, 2.0) == pytest.approx(60 / (0.1 * 0.5))
+
+
+def test_objectives_are_compared_from_one_beginning(call, draft, folder):
+    flags = [*TINY, "--tokens=4000", "--max_new_tokens=40", f"--folder={folder}", "--json"]
+    code, output, errors = call(objectives, *flags, f"--draft={draft}", "--steps=3")
+    assert code == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    assert [row["loss"] for row in report["rows"]] == list(objectives.VARIANTS)
+    # Not one of them leaves the draft as it was, and no two of them take it to the same place.
+    assert len({row["overlap"] for row in (report["before"], *report["rows"])}) == 8
+    assert report["before"] == json.loads(draft.with_suffix(".json").read_text())["held_out"]
 
 
 def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
@@ -205,6 +221,8 @@ def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
         (acceptance, ["--draft_length=x"], "a whole number or `auto`"),
         (domains, ["--folder=x", "--domains=cooking"], "'cooking'"),
         (staleness, ["--folder=x", "--strengths=a"], "--strengths=a"),
+        (objectives, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere"),
+        (distill, ["--folder=x", "--optimizer=sgd"], "--optimizer=sgd"),
     ],
 )
 def test_bad_input_is_one_line(call, module, flags, message):

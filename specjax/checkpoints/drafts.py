@@ -102,9 +102,12 @@ def export(
     Raises:
       ValueError: as `read` and `huggingface.write`, or a draft with a head of its own.
     """
-    config, params, _ = weights(path, bundle)
+    config, params, tokens = weights(path, bundle)
     if not bundle.config.tied_embeddings:
         raise ValueError("a target with a head of its own: its draft's folder cannot share it")
+    rows = transformer.head_kernel(bundle.target.params)[jnp.asarray(tokens)]
+    if not np.array_equal(params["head"]["kernel"], rows):
+        raise ValueError(f"{path} holds a head of its own, for {len(tokens)} tokens only")
     headless = {name: branch for name, branch in params.items() if name != "head"}
     whole = dataclasses.replace(config, tied_embeddings=True, head_rows=None)
     huggingface.write(folder, whole, headless, bundle.tokenizer)

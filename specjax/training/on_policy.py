@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import checkpoints, decoding, types
+from specjax.models import policy as policies
 from specjax.models import transformer
 from specjax.training import batches, distillation
 
@@ -58,6 +59,10 @@ class OnPolicy:
         if not 0 <= share <= 1:
             raise ValueError(f"share={share} of the steps must lie between 0 and 1")
         self._bundle, self._objective, self._frozen = bundle, objective, frozen
+        # Many tokens at once, as in training; most of the time goes here.
+        self._judging = transformer.language_model(
+            bundle.config, bundle.target.params, policies.for_training()
+        )
         self._recorded, self._share = recorded, share
         self._every = types.whole("every", every, 1)
         self._temperature, self._seed = temperature, seed
@@ -95,7 +100,7 @@ class OnPolicy:
         tokens = np.asarray(result.tokens)[:, :width]
         tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
         start, length = np.asarray(result.start), np.asarray(result.length)
-        return judge(self._bundle.target, tokens, start, length - start, answers)
+        return judge(self._judging, tokens, start, length - start, answers)
 
 
 def judge(

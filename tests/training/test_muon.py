@@ -14,7 +14,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def last(optimizer: Any, params, *gradients):
+def last(optimizer: Any, params, *gradients) -> Any:
     """The update that the last of some gradients makes."""
     state, update = optimizer.init(params), None
     for gradient in gradients:

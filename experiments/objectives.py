@@ -1,0 +1,116 @@
+"""Which loss a draft had better learn from, and from whose text: a table of short trainings.
+
+    python -m experiments.objectives --folder=runs/draft --draft=runs/draft/draft.safetensors
+
+goes on training one draft by one loss after another, each for the same number of updates on the
+data that distilling left in the folder (or makes now), and measures all on text held out. On-policy
+means that half the updates are on text that the draft itself writes (DistillSpec, Zhou et al. 2023,
+arXiv 2310.08461, section 4).
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import app, flags
+
+from experiments import binary, distill_config, distill_stages, methods, targets
+from specjax import checkpoints
+from specjax.training import data, distillation
+
+flags.adopt_module_key_flags(binary)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "forward_kl": {},
+    "reverse_kl": {"loss": "reverse_kl"},
+    "jensen_shannon": {"loss": "jensen_shannon"},
+    "total_variation": {"loss": "total_variation"},
+    "accepted_length": {"accepted": 0.5},
+    "forward_kl, on-policy": {"on_policy": 0.5},
+    "total_variation, on-policy": {"loss": "total_variation", "on_policy": 0.5},
+}
+
+
+def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    binary.start()
+    bundle = targets.load(model)
+    found, _, tokens = checkpoints.drafts.weights(draft, bundle)
+    config = dataclasses.replace(
+        config,
+        layers=tuple(range(found.num_layers)),
+        feed_forward=found.intermediate_size,
+        vocabulary=len(tokens),
+        start_from=draft,
+    ).of(bundle.config)
+    held, _ = distill_stages.generate(config, bundle)
+    folder = pathlib.Path(config.folder) / "objectives"
+    rows: list[dict[str, Any]] = []
+    for name, changes in VARIANTS.items():
+        with binary.Progress(name):
+            trained = distill_stages.train(
+                dataclasses.replace(config, **changes),
+                bundle,
+                held,
+                config.shape,
+                folder / name.replace(", ", "-"),
+            )
+        rows.append({"loss": name, "minutes": trained.seconds / 60, **trained.held_out})
+    before = _before(config, bundle, held)
+    report = {"draft": draft, "steps": config.steps, "before": before, "rows": rows}
+    report["versions"] = binary.versions()
+    path = folder / "objectives.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _before(config: distill_config.Config, bundle, held) -> dict[str, float]:
+    """What the draft measures as it comes."""
+    objective = config.objective(distillation.configure(bundle.config, config.shape))
+    params, frozen = distill_stages.begin(config, bundle, held, config.shape)
+    return distill_stages.measure(config, objective, params, frozen, held)
+
+
+def table(report: dict[str, Any]) -> str:
+    """A line a loss."""
+    lines = [f"{'loss':<28}{'overlap':>9}{'agreement':>11}{'τ':>7}{'minutes':>9}"]
+    for row in ({"loss": "before", "minutes": 0.0, **report["before"]}, *report["rows"]):
+        lines.append(
+            f"{row['loss']:<28}{row['overlap']:>9.3f}{row['agreement']:>11.3f}{row['tau']:>7.2f}"
+            f"{row['minutes']:>9.1f}"
+        )
+    return "\n".join(lines)
+
+
+def config_from_flags() -> distill_config.Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    return distill_config.Config(
+        folder=binary.folder(),
+        tokens=binary.given(binary.TOKENS, distill_config.Config.tokens),
+        texts=data.Settings(
+            seed=binary.SEED.value,
+            domains=tuple(binary.given(binary.DOMAINS, data.GENERIC)),
+            batch=binary.given(binary.BATCH, data.Settings.batch),
+            max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
+        ),
+        steps=binary.given(binary.STEPS, 150),
+        rate=binary.given(binary.RATE, 2e-3),
+        batch_tokens=binary.BATCH_TOKENS.value,
+        draft_length=int(binary.draft_length() or distill_config.Config.draft_length),
+        seed=binary.SEED.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+
+    def report() -> dict[str, Any]:
+        draft = str(binary.given(binary.DRAFT, methods.SHIPPED))
+        return run(config_from_flags(), draft, binary.MODEL.value)
+
+    binary.report(argv, report, table)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=binary.parse_flags)
