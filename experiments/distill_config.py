@@ -39,7 +39,7 @@ class Config:
     """
 
     folder: str
-    tokens: int = 1_000_000
+    tokens: int = 700_000
     data_minutes: float = 120.0
     texts: data.Settings = data.Settings()
     taps: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class Config:
     vocabulary: int = 8192
     candidates: tuple[distillation.Shape, ...] = ()
     choice_steps: int = 200
-    steps: int = 2400
+    steps: int = 3200
     rate: float = 1.5e-2
     optimizer: str = "muon"
     batch_tokens: int = 4096
