@@ -63,6 +63,7 @@ class Config:
     def fixed(self) -> dict[str, Any]:
         """What two records must share to stand in one file."""
         kept = dataclasses.asdict(self)
+        kept["settings"] = dataclasses.asdict(methods.resolved(self.method, self.settings))
         if self.method == "draft":
             kept["draft_content"] = folders.digest(self.settings.draft or methods.SHIPPED)
         return {name: kept[name] for name in kept if name not in ("prompts", "count", "out")}
@@ -260,9 +261,10 @@ def _earlier(config: Config) -> list[dict[str, Any]]:
 def table(report: dict[str, Any]) -> str:
     """A line a group."""
     timed = "speedup" in report["groups"]["overall"]
+    told = {name: value for name, value in report["settings"].items() if value is not None}
     lines = [
-        f"{report['method']}, temperature {report['temperature']}, {report['max_new_tokens']} new "
-        f"tokens; {report['left_out']} prompts left out as too long",
+        f"{report['method']} {told}, temperature {report['temperature']}, "
+        f"{report['max_new_tokens']} new tokens; {report['left_out']} prompts left out as too long",
         f"{'group':<20}{'prompts':>8}{'τ':>7}{'α':>7}  by position" + " " * 20 * timed,
     ]
     for name, row in report["groups"].items():

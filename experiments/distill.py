@@ -39,9 +39,7 @@ _CANDIDATES = flags.DEFINE_multi_string(
 _CHOICE_STEPS = flags.DEFINE_integer(
     "choice_steps", Config.choice_steps, "Updates that each candidate gets."
 )
-_OPTIMIZER = flags.DEFINE_string(
-    "optimizer", Config.optimizer, "muon, or adam, which wants about a third of its rate."
-)
+_OPTIMIZER = flags.DEFINE_string("optimizer", Config.optimizer, "muon or adam.")
 _PARTS = flags.DEFINE_integer("parts", Config.parts, "Parts that a batch is gone through in.")
 _LOSS = flags.DEFINE_string("loss", Config.loss, f"One of: {', '.join(losses.LOSSES)}.")
 _BETA = flags.DEFINE_float("beta", Config.beta, "Of --loss=jensen_shannon.")
@@ -49,7 +47,9 @@ _FEATURES = flags.DEFINE_float(
     "features", Config.features, "Weight of the distance of hidden states."
 )
 _ACCEPTED = flags.DEFINE_float(
-    "accepted", Config.accepted, "Weight of the negative expected accepted length."
+    "accepted",
+    Config.accepted,
+    "Weight of the negative expected accepted length, on answers drawn at temperature 1.",
 )
 _ON_POLICY = flags.DEFINE_float(
     "on_policy", Config.on_policy, "Share of the updates that are on the draft's own text."

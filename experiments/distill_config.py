@@ -11,6 +11,7 @@ from specjax.training import core, data, distillation, losses
 __all__ = ["OPTIMIZERS", "Config"]
 
 OPTIMIZERS = {"adam": core.ADAM, "muon": core.MUON}
+_RATES = {"adam": 3e-3, "muon": 1.5e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Config:
       candidates: shapes to choose among instead.
       choice_steps: updates that each of them gets.
       batch_tokens: tokens an update, with padding.
-      accepted: weight of the negative expected accepted length.
+      rate: the highest; by default the optimizer's own.
+      accepted: weight of the negative expected accepted length, on answers drawn at temperature 1.
       on_policy: share of the updates that are on the draft's own text.
       start_from: a draft to go on from.
       devices: how many share a batch's rows.
@@ -49,7 +51,7 @@ class Config:
     candidates: tuple[distillation.Shape, ...] = ()
     choice_steps: int = 200
     steps: int = 3200
-    rate: float = 1.5e-2
+    rate: float | None = None
     optimizer: str = "muon"
     batch_tokens: int = 4096
     parts: int = 1
@@ -94,6 +96,7 @@ class Config:
         taps = tuple(sorted({*self.taps, config.num_layers}))
         return dataclasses.replace(
             self,
+            rate=_RATES[self.optimizer] if self.rate is None else self.rate,
             texts=dataclasses.replace(self.texts, taps=taps),
             layers=self.layers or tuple(sorted({0, config.num_layers - 1})),
             feed_forward=self.feed_forward or config.intermediate_size,
@@ -109,6 +112,7 @@ class Config:
     @property
     def schedule(self) -> core.Schedule:
         """Rates, and how many updates."""
+        assert self.rate is not None
         return core.Schedule(self.steps, self.rate)
 
     @property

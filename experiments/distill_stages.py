@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import acceptance, binary, draft_costs, methods, step_costs
+from experiments import acceptance, binary, draft_costs, methods, prompt_files, step_costs
 from experiments.distill_config import OPTIMIZERS, Config
 from specjax import checkpoints, drafters
 from specjax.training import (
@@ -112,6 +112,11 @@ def train(
     folder: pathlib.Path,
 ) -> Trained:
     """Trains a draft, or goes on training it."""
+    if config.accepted and not any(np.any(shard.temperature == 1) for shard in held):
+        raise ValueError(
+            f"--accepted={config.accepted} counts answers drawn at temperature 1, and of "
+            f"temperatures={config.texts.temperatures} none is; add 1.0 to them"
+        )
     params, frozen = begin(config, bundle, held, shape)
     objective = config.objective(distillation.configure(bundle.config, shape))
     recorded = batches.Batches(
@@ -218,6 +223,7 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
         distillation.configure(bundle.config, shape)
     if config.start_from is not None:
         checkpoints.drafts.weights(config.start_from, bundle)
+    prompt_files.read(*config.prompts)
     if config.export is not None and not bundle.config.tied_embeddings:
         raise ValueError("--export needs a target whose head is its embedding")
     curves.check()
@@ -231,16 +237,22 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
         checkpoints.drafts.export(config.draft, bundle, config.export)
     made = card(config, bundle, held, shape, trained, data_seconds)
     made |= {"command": command, "candidates": candidates}
+    _write_card(config, made)
     if config.prompts:
         made["acceptance"] = _acceptance(config, bundle)
-    config.draft.with_suffix(".json").write_text(
-        json.dumps(made, indent=1) + "\n", encoding="utf-8"
-    )
+        _write_card(config, made)
     return made
+
+
+def _write_card(config: Config, made: dict[str, Any]) -> None:
+    text = json.dumps(made, indent=1) + "\n"
+    config.draft.with_suffix(".json").write_text(text, encoding="utf-8")
 
 
 def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
     """Greedy acceptance by group of prompts, at the draft length, without a line to stop at."""
+    # Of this draft on these prompts, wherever they lie.
+    measured = "-".join(str(folders.digest(path))[:8] for path in (config.draft, *config.prompts))
     asked = acceptance.Config(
         model=bundle.name,
         method="draft",
@@ -254,7 +266,7 @@ def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
         batch=8,
         seed=config.seed,
         compare=False,
-        out=str(pathlib.Path(config.folder) / "acceptance.jsonl"),
+        out=str(pathlib.Path(config.folder) / f"acceptance-{measured}.jsonl"),
     )
     found = acceptance.run(asked, bundle)
     kept = ("max_new_tokens", "temperature", "longest_prompt", "left_out", "groups")

@@ -179,6 +179,7 @@ def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
     return {
         "model": config.model,
         "method": config.method,
+        "settings": dataclasses.asdict(methods.resolved(config.method, config.settings)),
         "rule": rule.name,
         "temperature": float(config.sampling.temperature),
         "seed": config.seed,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import specjax
 from experiments import step_costs
@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "decoder",
     "find",
+    "resolved",
 ]
 
 # What `auto` chooses among: each is a program of its own.
@@ -37,7 +38,8 @@ class Settings:
         `specjax.load` takes; None takes the method's own.
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
       stop: how unsure of its next token a draft model stops: `maximum:P`, its largest probability
-        below P, `entropy:H`, above H nats, or `never`; None takes the draft's own.
+        below P, `entropy:H`, above H nats, or `never`; None is `never`, but with the draft length
+        left out too, both are what the draft's card found best.
     """
 
     draft_length: int | str | None = None
@@ -136,7 +138,7 @@ def build(name: str, bundle: checkpoints.Bundle, settings: Settings) -> types.Dr
       ValueError: no method has this name, or a setting is out of range or not for this method.
     """
     check(name, settings)
-    return find(name).build(bundle, settings)
+    return find(name).build(bundle, resolved(name, settings))
 
 
 def check(name: str, settings: Settings) -> None:
@@ -146,6 +148,7 @@ def check(name: str, settings: Settings) -> None:
         value = getattr(settings, field.name)
         if value != field.default and field.name not in method.takes:
             raise ValueError(f"{field.name}={value} means nothing to the method {name!r}")
+    _stop(settings)
     if isinstance(settings.draft_length, int) and settings.draft_length < 1:
         raise ValueError(f"draft_length={settings.draft_length} must be at least 1")
 
@@ -176,56 +179,60 @@ def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Draf
 
 def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     path = SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
-    draft_model = checkpoints.drafts.read(path, bundle)
-    length, stop = _length(settings, 5), _stop(settings)
-    if settings.draft_length is None and settings.stop is None:
-        length, stop = _found_best(path.with_suffix(".json"), length)
-    return dataclasses.replace(_chain(draft_model, length, settings, stop), name="draft")
+    if not path.exists():
+        raise ValueError(f"there is no draft {path}; name one with --draft")
+    drafter = _chain(checkpoints.drafts.read(path, bundle), _length(settings, 5), settings)
+    return dataclasses.replace(drafter, name="draft")
 
 
-def _chain(
-    draft_model: types.LanguageModel, length: int, settings: Settings, stop: "_Stop"
-) -> types.Drafter:
+def _chain(draft_model: types.LanguageModel, length: int, settings: Settings) -> types.Drafter:
+    below, above = _stop(settings)
     return drafters.model(
         draft_model,
         length,
         greedy=settings.greedy_draft,
-        stop_below=stop.below,
-        stop_above=stop.above,
+        stop_below=below,
+        stop_above=above,
     )
 
 
-class _Stop(NamedTuple):
-    """As `drafters.model` takes it."""
-
-    below: float | None = None
-    above: float | None = None
-
-
-def _stop(settings: Settings) -> _Stop:
+def _stop(settings: Settings) -> tuple[float | None, float | None]:
+    """`stop_below` and `stop_above`, as `drafters.model` takes them."""
     kind, _, number = (settings.stop or "never").partition(":")
     try:
         match kind:
             case "maximum":
-                return _Stop(below=float(number))
+                return float(number), None
             case "entropy":
-                return _Stop(above=float(number))
+                return None, float(number)
             case "never" if not number:
-                return _Stop()
+                return None, None
     except ValueError:
         pass
     raise ValueError(f"stop={settings.stop!r}: write maximum:0.3, entropy:2.5 or never")
 
 
-def _found_best(card: pathlib.Path, length: int) -> tuple[int, _Stop]:
-    """Draft length and stop that were found on text held out; `length` and none without a card."""
+def resolved(name: str, settings: Settings) -> Settings:
+    """With what the draft's card found best on text held out, where nothing else is asked for.
+
+    Raises:
+      ValueError: a card that cannot be read.
+    """
+    if name != "draft" or settings.draft_length is not None or settings.stop is not None:
+        return settings
+    card = pathlib.Path(SHIPPED if settings.draft is None else settings.draft).with_suffix(".json")
     if not card.exists():
-        return length, _Stop()
+        return settings
     try:
         best = json.loads(card.read_text(encoding="utf-8"))["stopping"].get("best")
         if best is None:
-            return length, _Stop()
-        return int(best["length"]), _Stop(best["stop_below"], best["stop_above"])
+            return settings
+        stop = "never"
+        if best["stop_below"] is not None:
+            stop = f"maximum:{best['stop_below']!r}"
+        elif best["stop_above"] is not None:
+            stop = f"entropy:{best['stop_above']!r}"
+        return dataclasses.replace(settings, draft_length=int(best["length"]), stop=stop)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{card} is no card of a draft ({error!r}); say --draft_length and --stop, or remove it"
@@ -242,7 +249,7 @@ def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
         draft_model = checkpoints.layer_truncated(bundle, int(number))
     else:
         draft_model = specjax.load(draft).target
-    return _chain(draft_model, length, settings, _stop(settings))
+    return _chain(draft_model, length, settings)
 
 
 METHODS = {

@@ -165,6 +165,7 @@ def realigned(
             "tokens": config.tokens,
             "steps": config.steps,
             "rate": config.rate,
+            "optimizer": "muon",
             "batch_tokens": config.batch_tokens,
             "seed": config.seed,
         },

@@ -107,7 +107,10 @@ def export(
         raise ValueError("a target with a head of its own: its draft's folder cannot share it")
     rows = transformer.head_kernel(bundle.target.params)[jnp.asarray(tokens)]
     if not np.array_equal(params["head"]["kernel"], rows):
-        raise ValueError(f"{path} holds a head of its own, for {len(tokens)} tokens only")
+        raise ValueError(
+            f"{path} holds a head of its own, which such a folder cannot hold beside the target's; "
+            "export a draft that was distilled without one"
+        )
     headless = {name: branch for name, branch in params.items() if name != "head"}
     whole = dataclasses.replace(config, tied_embeddings=True, head_rows=None)
     huggingface.write(folder, whole, headless, bundle.tokenizer)

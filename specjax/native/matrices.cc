@@ -2,6 +2,7 @@
 // (Intel's AMX): factors rounded to bfloat16, sums in float32, as TPUs multiply float32 by default.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -48,20 +49,14 @@ __mmask16 Mask(int64_t count) {
   return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kSide)) - 1);
 }
 
-// Memory for tiles, kept by the thread that asks.
-uint32_t* Buffer(int which, int64_t words) {
-  struct Free {
-    void operator()(uint32_t* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  thread_local struct {
-    std::unique_ptr<uint32_t[], Free> memory;
-    int64_t words = 0;
-  } kept[2];
-  if (kept[which].words < words) {
-    kept[which].memory.reset(new (std::align_val_t(64)) uint32_t[words]);
-    kept[which].words = words;
-  }
-  return kept[which].memory.get();
+struct Free {
+  void operator()(uint32_t* tiles) const { ::operator delete[](tiles, std::align_val_t(64)); }
+};
+using Tiles = std::unique_ptr<uint32_t[], Free>;
+
+// Memory for tiles; null where there is none.
+Tiles Room(int64_t words) {
+  return Tiles(new (std::align_val_t(64), std::nothrow) uint32_t[words]);
 }
 
 // One tile of a factor, zeros beyond its ends: `pairs_first` as the right factor of a product wants
@@ -125,6 +120,8 @@ struct alignas(64) Layout {
 // out[32, 32] of this stride, plus what is there if `more`: both factors' tiles, two a step.
 void Multiply(const uint32_t* left, const uint32_t* right, int64_t steps, bool more, float* out,
               int64_t stride) {
+  // What lies in memory is read by instructions of which the compiler knows too little.
+  asm volatile("" ::: "memory");
   const int64_t bytes = stride * sizeof(float);
   float* below = out + kSide * stride;
   if (more) {
@@ -153,6 +150,7 @@ void Multiply(const uint32_t* left, const uint32_t* right, int64_t steps, bool m
   _tile_stored(1, out + kSide, bytes);
   _tile_stored(2, below, bytes);
   _tile_stored(3, below + kSide, bytes);
+  asm volatile("" ::: "memory");
 }
 
 // As `Multiply`, where only some rows and columns of the block are there.
@@ -168,28 +166,40 @@ void MultiplyEdge(const uint32_t* left, const uint32_t* right, int64_t steps, bo
   }
 }
 
-void Product(ffi::ThreadPool pool, const Factor left, const Factor right, float* out) {
+// Whether there was memory for it.
+bool Product(ffi::ThreadPool pool, const Factor left, const Factor right, float* out) {
   const int64_t columns = right.rows, blocks = Up(columns, kBlock) / kBlock;
   // Two shares a thread, so that one that begins late holds nobody up for long.
   const int64_t shares = 2 * std::max<int64_t>(1, pool.num_threads());
   const int64_t most = std::clamp(Up((left.rows + shares - 1) / shares, kBlock), kBlock, kMostRows);
   const int64_t groups = (left.rows + most - 1) / most;
   if (left.depth == 0) std::fill_n(out, left.rows * columns, 0.0f);
+  const int64_t deepest = 2 * kTileWords * Up(std::min(kDepth, left.depth), kTileDepth) / kTileDepth;
+  const Tiles all = Room(blocks * deepest);
+  std::atomic<bool> enough = all != nullptr;
+  if (!enough) return false;
   for (int64_t depth = 0; depth < left.depth; depth += kDepth) {
     const int64_t end = std::min(depth + kDepth, left.depth);
     const int64_t steps = Up(end - depth, kTileDepth) / kTileDepth;
     const int64_t words = 2 * steps * kTileWords;
-    uint32_t* beside = Buffer(0, blocks * words);
+    uint32_t* beside = all.get();
     Parallel(pool, blocks, [=](int64_t block) {
       PackRows(right, block * kBlock, kBlock, depth, end, true, beside + block * words);
     });
-    Parallel(pool, groups, [=](int64_t group) {
+    Parallel(pool, groups, [=, &enough](int64_t group) {
       const int64_t row = group * most, rows = std::min(most, left.rows - row);
-      uint32_t* own = Buffer(1, Up(most, kBlock) / kBlock * words);
+      // The thread's own, half a megabyte.
+      thread_local const Tiles kept = Room(kMostRows * kDepth / 2);
+      uint32_t* own = kept.get();
+      if (own == nullptr) {
+        enough = false;
+        return;
+      }
       PackRows(left, row, rows, depth, end, false, own);
       Layout layout;
       std::fill_n(layout.bytes, 8, 4 * kSide);
       std::fill_n(layout.rows, 8, kSide);
+      asm volatile("" ::"r"(&layout) : "memory");
       _tile_loadconfig(&layout);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t column = block * kBlock, wide = std::min(kBlock, columns - column);
@@ -207,6 +217,7 @@ void Product(ffi::ThreadPool pool, const Factor left, const Factor right, float*
       _tile_release();
     });
   }
+  return enough;
 }
 
 // The system's leave to use tiles, asked for once a process.
@@ -224,7 +235,7 @@ struct Factor {
   bool deep;
 };
 
-void Product(ffi::ThreadPool, Factor, Factor, float*) {}
+bool Product(ffi::ThreadPool, Factor, Factor, float*) { return false; }
 bool Allowed() { return false; }
 
 #endif
@@ -240,10 +251,13 @@ ffi::Error Make(ffi::ThreadPool pool, Matrix left, Matrix right, ffi::Result<Mat
   if (right.dimensions()[kRightDeep ? 1 : 0] != depth || !Shaped(*out, {rows, columns})) {
     return ffi::Error::InvalidArgument("matrices: sizes do not agree");
   }
-  if (!Allowed()) return ffi::Error::Internal("matrices: this CPU has no tiles, or they are denied");
-  Product(pool, {left.typed_data(), rows, depth, kLeftDeep},
-          {right.typed_data(), columns, depth, kRightDeep}, out->typed_data());
-  return ffi::Error::Success();
+  if (!Allowed()) {
+    return ffi::Error::Internal(
+        "matrices: this CPU has no tiles, or the system denies them; use Policy(tiles=False)");
+  }
+  const bool made = Product(pool, {left.typed_data(), rows, depth, kLeftDeep},
+                            {right.typed_data(), columns, depth, kRightDeep}, out->typed_data());
+  return made ? ffi::Error::Success() : ffi::Error::Internal("matrices: out of memory");
 }
 
 }  // namespace

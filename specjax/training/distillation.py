@@ -182,7 +182,8 @@ class Distillation:
         """
         hidden, tokens, present = self._hidden(params, frozen, batch)
         head = frozen["head"]["kernel"].astype(hidden.dtype)
-        target = batch.features.astype(hidden.dtype)
+        # Here too, or a gradient of 0 would meet what lies behind an answer.
+        target = jnp.where(present[:, :, None], batch.features.astype(hidden.dtype), 0)
         policy = self.policy or policies.for_training()
         (scores,) = products.products(target, [head], policy)
         (own,) = products.products(hidden, [head], policy)

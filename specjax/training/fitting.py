@@ -42,7 +42,7 @@ def fit(
 ) -> core.TrainState:
     """Trains to the schedule's end; a run that was killed goes on from its newest checkpoint.
 
-    On the CPU the resumed run gives the same losses to the bit: a batch follows from its step's
+    On one CPU the resumed run gives the same losses to the bit: a batch follows from its step's
     number, keys from seed and step, and all else is in the checkpoint.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from specjax import verification
@@ -57,8 +58,9 @@ class JensenShannon:
     beta: Any = 0.5
 
     def __post_init__(self):
-        # As a leaf it may be a tracer, which was looked at before.
-        if isinstance(self.beta, (int, float)) and not 0 < self.beta < 1:
+        # As a leaf it may be a tracer, or what tree transformations put in place.
+        numbers = (int, float, np.floating, np.integer)
+        if isinstance(self.beta, numbers) and not 0 < float(self.beta) < 1:
             raise ValueError(f"beta={self.beta} must lie between 0 and 1, both excluded")
 
     def __call__(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:

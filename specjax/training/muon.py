@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024): a matrix moves along its momentum made orthogonal.
 
 Every direction of a layer's input then has its say, where Adam's steps follow the few that the
-gradient is large in. Small drafts learn from half as much text (BUILD.md). Written here rather than
-taken from optax, since its products are most of its cost, and ours are made on tiles.
+gradient is large in. Small drafts learn more from the same text (BUILD.md). Written here rather
+than taken from optax, since its products are most of its cost, and ours are made on tiles.
 """
 
 from typing import NamedTuple

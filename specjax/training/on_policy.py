@@ -110,7 +110,7 @@ def judge(
     length: np.ndarray,
     answers: int,
 ) -> batches.Batch:
-    """The target's laws of texts that something else wrote.
+    """The target's laws of texts that something else wrote, rounded as its policy rounds.
 
     Args:
       target: a transformer.

@@ -5,6 +5,8 @@ import collections
 import numpy as np
 import pytest
 
+from specjax.models import policy as policies
+from specjax.models import transformer
 from specjax.training import batches, core, fitting, on_policy
 from tests.training import tasks
 
@@ -96,6 +98,27 @@ def test_judged_text_has_the_laws_that_recording_gives(held):
                 rtol=2e-3,
                 atol=2e-3,
             )
+
+
+def test_judged_text_has_nearly_those_laws_where_products_are_rounded(held):
+    batch = batches.Batches(held, 1024, 0)(0)
+    target = tasks.bundle().target
+    rounding = transformer.language_model(
+        tasks.bundle().config, target.params, policies.for_training()
+    )
+    judged = on_policy.judge(
+        rounding, batch.tokens, batch.start, batch.length, batch.normalizer.shape[1]
+    )
+    present = np.arange(batch.normalizer.shape[1])[None] < batch.length[:, None]
+    head = np.asarray(transformer.head_kernel(target.params), np.float32)
+
+    def law(of):
+        features = np.asarray(of.features, np.float32)[present]
+        return features @ head.T - np.asarray(of.normalizer)[present][:, None]
+
+    exact = law(batch)
+    divergence = np.sum(np.exp(exact) * (exact - law(judged)), axis=-1)
+    assert np.mean(divergence) < 1e-3 and np.max(divergence) < 0.05
 
 
 def test_a_draft_trains_on_what_it_writes_and_resumes_to_the_bit(held, tokens, tmp_path):

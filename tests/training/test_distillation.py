@@ -59,6 +59,7 @@ def test_accepted_length_is_trained(held, tokens):
     """Its gradient raises the acceptance that decoding counts."""
     objective, params, frozen = tasks.begun(tokens, length=3, share=1.0)
     batch = jax.tree.map(lambda leaf: leaf[:2], batches.Batches(held, 1024, 0)(0))
+    batch = dataclasses.replace(batch, temperature=np.ones(2, np.float32))
     state, schedule, values = core.init(params), core.Schedule(150, 3e-3, warmup=10), []
     for number in range(schedule.steps):
         state, told = core.step(
@@ -130,8 +131,8 @@ def test_what_lies_behind_an_answer_is_not_read(held, tokens):
     other = dataclasses.replace(
         batch,
         tokens=np.where(slot < end, batch.tokens, 7),
-        features=np.where(after[:, :, None], np.float16(3), batch.features),
-        normalizer=np.where(after, np.float32(9), batch.normalizer),
+        features=np.where(after[:, :, None], np.float16(np.nan), batch.features),
+        normalizer=np.where(after, np.float32(np.nan), batch.normalizer),
     )
     run = jax.jit(jax.value_and_grad(lambda p, b: objective(p, frozen, b, jax.random.key(0))[0]))
     for one, two in zip(

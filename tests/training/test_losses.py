@@ -117,6 +117,8 @@ def test_accepted_length_stops_at_the_text_and_at_foreign_tokens():
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match="beta=1"):
         losses.JensenShannon(1)
+    with pytest.raises(ValueError, match="beta=5.0"):
+        losses.JensenShannon(np.float32(5))
     with pytest.raises(ValueError, match="length=0"):
         losses.negative_accepted_length(
             jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.ones((1, 2), bool), 0
