@@ -182,7 +182,7 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
 
 def test_objectives_are_compared_from_one_beginning(call, draft, folder):
     flags = [*TINY, "--tokens=4000", "--max_new_tokens=40", f"--folder={folder}", "--json"]
-    code, output, errors = call(objectives, *flags, f"--draft={draft}", "--steps=3")
+    code, output, errors = call(objectives, *flags, f"--draft={draft}", "--steps=8")
     assert code == 0, errors
     report = json.loads(output.splitlines()[-1])
     assert [row["loss"] for row in report["rows"]] == list(objectives.VARIANTS)
