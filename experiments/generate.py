@@ -21,7 +21,10 @@ from specjax import analysis, decoding, trees, types, verification
 
 flags.adopt_module_key_flags(binary)
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A text file with what the user says.")
+_PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, "A text file with what the user says; without either, a built-in one."
+)
+_BUILT_IN = str(pathlib.Path(__file__).parent / "prompts" / "ordinary_code.txt")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, without the chat template.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable tokens.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens of this mass.")
@@ -68,8 +71,10 @@ class Config:
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
     prompt, file = _PROMPT.value, _PROMPT_FILE.value
-    if (prompt is None) == (file is None):
+    if prompt is not None and file is not None:
         raise ValueError("give one of --prompt and --prompt_file")
+    if prompt is None and file is None:
+        file = _BUILT_IN
     if prompt is None:
         assert file is not None
         try:

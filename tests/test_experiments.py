@@ -107,7 +107,6 @@ def check_report(report, tokenizer, compared=True):
         (["--rule=luck", HELLO], "luck"),
         (["--prompt="], "''"),
         (["--prompt= \n"], "the prompt is empty"),
-        ([], "--prompt_file"),
         ([HELLO, "--prompt_file=hello.txt"], "--prompt_file"),
         (["--prompt_file=no/such.txt"], "no/such.txt"),
         ([f"--prompt_file={ROOT}"], str(ROOT)),
