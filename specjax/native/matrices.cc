@@ -23,6 +23,13 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+// A factor as it lies in memory: its element (r, k) beside (r, k + 1) or beside (r + 1, k).
+struct Factor {
+  const float* data;
+  int64_t rows, depth;
+  bool deep;
+};
+
 #ifdef SPECJAX_TILES
 
 // Rows of a tile, and the pairs of bfloat16 that a row of it holds.
@@ -35,13 +42,6 @@ constexpr int64_t kBlock = 2 * kSide;
 // while all of the right one goes by.
 constexpr int64_t kDepth = 1024;
 constexpr int64_t kMostRows = 256;
-
-// A factor as it lies in memory: its element (r, k) beside (r, k + 1) or beside (r + 1, k).
-struct Factor {
-  const float* data;
-  int64_t rows, depth;
-  bool deep;
-};
 
 int64_t Up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -228,12 +228,6 @@ bool Allowed() {
 }
 
 #else
-
-struct Factor {
-  const float* data;
-  int64_t rows, depth;
-  bool deep;
-};
 
 bool Product(ffi::ThreadPool, Factor, Factor, float*) { return false; }
 bool Allowed() { return false; }

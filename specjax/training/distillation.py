@@ -184,9 +184,8 @@ class Distillation:
         head = frozen["head"]["kernel"].astype(hidden.dtype)
         # Here too, or a gradient of 0 would meet what lies behind an answer.
         target = jnp.where(present[:, :, None], batch.features.astype(hidden.dtype), 0)
-        policy = self.policy or policies.for_training()
-        (scores,) = products.products(target, [head], policy)
-        (own,) = products.products(hidden, [head], policy)
+        (scores,) = products.products(target, [head], self._products)
+        (own,) = products.products(hidden, [head], self._products)
         log_p = scores.astype(jnp.float32) - jnp.where(present, batch.normalizer, 0.0)[:, :, None]
         log_q = jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
         return {
@@ -198,11 +197,14 @@ class Distillation:
             "draft": hidden,
         }
 
+    @property
+    def _products(self) -> policies.Policy:
+        return self.policy or policies.for_training()
+
     def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
         dtype = params["norm"]["scale"].dtype
         weights = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights(params, frozen))
-        policy = self.policy or policies.for_training()
-        model = transformer.language_model(self.config, weights, policy)
+        model = transformer.language_model(self.config, weights, self._products)
         rows, _ = batch.tokens.shape
         cache = model.init_cache(rows, 1)
         # Logits are made where an answer is, not here: what nobody reads is not computed.
