@@ -102,3 +102,4 @@ def test_the_card_tells_how_it_was_made():
     assert card["bytes"] == methods.SHIPPED.stat().st_size <= 16e6
     assert card["training"]["minutes"] <= 120 and card["data"]["minutes"] <= 120
     assert card["held_out"]["tau"] > 2 and card["coverage"] > 0.9
+    assert all(row["tau"] > 1 for row in card["acceptance"]["groups"].values())
