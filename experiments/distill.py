@@ -46,6 +46,9 @@ _BETA = flags.DEFINE_float("beta", Config.beta, "Of --loss=jensen_shannon.")
 _FEATURES = flags.DEFINE_float(
     "features", Config.features, "Weight of the distance of hidden states."
 )
+_COPYING = flags.DEFINE_float(
+    "copying", None, "Weight of lessons in copying; default 0.5 for drafts of two layers or more."
+)
 _ACCEPTED = flags.DEFINE_float(
     "accepted",
     Config.accepted,
@@ -154,6 +157,7 @@ def config_from_flags() -> Config:
         loss=_LOSS.value,
         beta=_BETA.value,
         features=_FEATURES.value,
+        copying=_COPYING.value,
         accepted=_ACCEPTED.value,
         on_policy=_ON_POLICY.value,
         start_from=_START_FROM.value,

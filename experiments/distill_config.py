@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from specjax import models
-from specjax.training import core, data, distillation, losses
+from specjax.training import copying, core, data, distillation, losses
 
 __all__ = ["OPTIMIZERS", "Config"]
 
@@ -29,6 +29,8 @@ class Config:
       choice_steps: updates that each of them gets.
       batch_tokens: tokens an update, with padding.
       rate: the highest; by default the optimizer's own.
+      copying: weight of the lessons in copying; by default 0.5 for drafts of two layers or more,
+        and none for others, which cannot copy.
       accepted: weight of the negative expected accepted length, on answers drawn at temperature 1.
       on_policy: share of the updates that are on the draft's own text.
       start_from: a draft to go on from.
@@ -58,6 +60,7 @@ class Config:
     loss: str = "forward_kl"
     beta: float = 0.5
     features: float = 0.5
+    copying: float | None = None
     accepted: float = 0.0
     on_policy: float = 0.0
     start_from: str | None = None
@@ -80,6 +83,8 @@ class Config:
                 f"--accepted={self.accepted} counts text that the target wrote, and "
                 f"--on_policy={self.on_policy} asks for the draft's own; leave one of them out"
             )
+        if (self.copying or 0) < 0:
+            raise ValueError(f"--copying={self.copying} must be at least 0")
         for name in ("accepted", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
@@ -127,3 +132,16 @@ class Config:
             loss = losses.JensenShannon(self.beta)
         length = self.draft_length if self.accepted else 0
         return distillation.Distillation(draft, loss, self.features, length, share=self.accepted)
+
+    def copying_weight(self, layers: int) -> float:
+        """Of the lessons in copying, for a draft of so many layers."""
+        if self.copying is None:
+            return 0.5 if layers > 1 else 0.0
+        if self.copying and layers < 2:
+            raise ValueError(f"--copying={self.copying} needs a draft of two layers, not one")
+        return self.copying
+
+    def lessons(self, objective: distillation.Distillation) -> core.Objective:
+        """The objective with lessons in copying, where there are to be any."""
+        weight = self.copying_weight(objective.config.num_layers)
+        return copying.Copying(objective, objective.config, weight) if weight else objective

@@ -140,10 +140,10 @@ def train(
             )
 
     fields = dataclasses.asdict(config)
-    kept = ("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length")
-    kept += ("dtype", "parts", "devices", "seed", "optimizer")
+    kept = ("batch_tokens", "loss", "beta", "features", "copying", "accepted", "on_policy")
+    kept += ("draft_length", "dtype", "parts", "devices", "seed", "optimizer")
     state = fitting.fit(
-        objective,
+        config.lessons(objective),
         params,
         frozen,
         order,
@@ -303,6 +303,7 @@ def card(
             if config.loss == "jensen_shannon"
             else config.loss,
             "features": config.features,
+            "copying": config.copying_weight(len(shape.layers)),
             "accepted": config.accepted,
             "on_policy": config.on_policy,
             "start_from": config.start_from,

@@ -23,9 +23,9 @@ class Policy:
       native: float32 products, attention and norms by `specjax.native`, which reads weights and
         cache once, at the speed of memory, and gives a token the same logits to the last bit
         whatever passes beside it; for one CPU device. What follows is for XLA's own.
-      tiles: float32 products on the CPU's tile registers: factors are rounded to bfloat16, sums
-        are float32, as TPUs multiply by default; for training, which is then twice as fast.
-        Derivatives are those of reverse mode only.
+      tiles: float32 products on the CPU's tile registers, whatever `native` says of them: factors
+        are rounded to bfloat16, sums are float32, as TPUs multiply by default; for training, which
+        is then twice as fast, and the text for it. Derivatives are those of reverse mode only.
       vector_parts: a product with one token is made in so many parts side by side, or as many of
         them as divide the kernel's rows. The CPU backend multiplies a matrix by a vector on one
         core, and a batch of them on all.

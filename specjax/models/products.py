@@ -19,10 +19,10 @@ def products(
     """hidden[B, T, in] times every kernel[out, in]: a tuple of [B, T, out], in their dtype."""
     rows = hidden.reshape(-1, hidden.shape[-1])
     is_float32 = all(factor.dtype == jnp.float32 for factor in (rows, *kernels))
-    if policy.native and is_float32:
-        made = _native(rows, tuple(kernels))
-    elif policy.tiles and is_float32:
+    if policy.tiles and is_float32:
         made = [_on_tiles(rows, kernel) for kernel in kernels]
+    elif policy.native and is_float32:
+        made = _native(rows, tuple(kernels))
     elif rows.shape[0] == 1:
         made = [_times_vector(kernel, rows, policy.vector_parts) for kernel in kernels]
     else:

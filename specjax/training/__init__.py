@@ -2,12 +2,14 @@
 
 from specjax.training import (
     batches,
+    copying,
     core,
     curves,
     data,
     distillation,
     fitting,
     folders,
+    guidance,
     held_out,
     losses,
     muon,
@@ -22,12 +24,14 @@ from specjax.training import (
 
 __all__ = [
     "batches",
+    "copying",
     "core",
     "curves",
     "data",
     "distillation",
     "fitting",
     "folders",
+    "guidance",
     "held_out",
     "losses",
     "muon",

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import checkpoints, decoding, types
+from specjax.models import policy as policies
+from specjax.models import transformer
 from specjax.training import folders, prompts, recording, shards
 
 __all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "needed", "read"]
@@ -25,20 +27,18 @@ __all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "needed", "
 _OWN = ("user_turn", "open", "files")
 DOMAINS = (*prompts.DOMAINS, *_OWN)
 
-# The default turn: a fifth code, since it is what drafts are used for most.
+# The default turn: much of what the target itself asks, which is what users ask more than templates
+# are; and code, since it is what drafts are used for most.
 GENERIC = (
-    *("passage", "user_turn", "code", "chat", "summarisation", "open", "mathematics"),
-    *("code", "translation", "question_answering", "editing", "chat", "code", "open"),
+    *("passage", "user_turn", "open", "code", "summarisation", "user_turn", "open", "open"),
+    *("mathematics", "question_answering", "user_turn", "open", "open", "code", "translation"),
+    *("editing", "user_turn", "open", "open", "chat"),
 )
 
 _SETTINGS = "settings.json"
 # A batch ends when this part of it is left: few rows cost nearly what all cost.
 _LEFT = 1 / 8
 _STEPS = 16
-# Passages that one prompt holds at the most, and tokens of one.
-_MOST_PASSAGES = 2
-_LONGEST_PASSAGE = 160
-_LONGEST_PROMPT = 640
 _DRAWN = (0.8, 1.0)
 
 
@@ -54,6 +54,11 @@ class Settings:
       answers: how many answers each prompt gets; they share its prefill.
       batch: conversations a shard, decoded together; a multiple of `answers`.
       max_new_tokens: longest answer.
+      passages: how many passages a prompt that works on some holds at the most.
+      longest_passage: tokens of one.
+      longest_prompt: tokens of a prompt with its chat template; longer ones are drawn anew.
+      is_rounded: the target's products are rounded as `policies.for_training` rounds them, where it
+        does: text and recorded laws are then those of the rounded target, and written sooner.
       taps: layers of the target whose features are recorded; empty for none.
       top: how many of the most probable tokens are recorded with their log-probabilities.
       files: text files for the domain `files`.
@@ -68,6 +73,10 @@ class Settings:
     answers: int = 2
     batch: int = 128
     max_new_tokens: int = 200
+    passages: int = 2
+    longest_passage: int = 160
+    longest_prompt: int = 640
+    is_rounded: bool = True
     taps: tuple[int, ...] = ()
     top: int = 0
     files: tuple[str, ...] = ()
@@ -87,7 +96,10 @@ class Settings:
             raise ValueError("domain 'files' continues text files; name some")
         if not self.temperatures or min(self.temperatures) < 0:
             raise ValueError(f"temperatures={self.temperatures} must be some numbers, 0 or more")
-        for name in ("batch", "max_new_tokens", "answers"):
+        for name in (
+            *("batch", "max_new_tokens", "answers"),
+            *("passages", "longest_passage", "longest_prompt"),
+        ):
             types.whole(name, getattr(self, name), 1)
         if self.batch % self.answers:
             raise ValueError(f"batch={self.batch} is no multiple of answers={self.answers}")
@@ -141,14 +153,16 @@ def generate(
     settings = Settings() if settings is None else settings
     types.whole("tokens", tokens, 1)
     folder = pathlib.Path(folder)
+    target = _target(bundle, settings)
     own = {
         **dataclasses.asdict(settings),
+        "tiles": settings.is_rounded and policies.for_training().tiles,
         "target": folders.fingerprint(bundle.target.params),
         "texts": [folders.digest(path) for path in settings.files],
     }
     folders.claim(folder / _SETTINGS, own)
     made: list[shards.Shard] = []
-    recorder = recording.recorder(bundle.target, settings.taps, settings.top)
+    recorder = recording.recorder(target, settings.taps, settings.top)
     files = _files(settings.files, bundle)
     began, before = time.monotonic(), 0
     while (done := _count(made)) < tokens:
@@ -160,7 +174,7 @@ def generate(
             continue
         domain = settings.domains[index % len(settings.domains)]
         asked = _prompts(bundle, settings, index, domain, made, files)
-        shards.write(path, domain, _answers(bundle, settings, index, asked, recorder))
+        shards.write(path, domain, _answers(target, settings, index, asked, recorder))
         made.append(shards.read(path))
         done = _count(made)
         seconds = time.monotonic() - began
@@ -204,6 +218,16 @@ def needed(domain: str) -> str | None:
     return "passage" if domain in prompts.NEEDS_PASSAGES else None
 
 
+def _target(bundle: checkpoints.Bundle, settings: Settings) -> types.LanguageModel:
+    """The target as it writes."""
+    if not settings.is_rounded or not policies.for_training().tiles:
+        return bundle.target
+    # Norms and attention are the backend's own, which read the cache once.
+    policy = dataclasses.replace(policies.for_backend(), tiles=True)
+    rounded = transformer.language_model(bundle.config, bundle.target.params, policy)
+    return dataclasses.replace(rounded, eos_ids=bundle.target.eos_ids)
+
+
 def _files(paths: Sequence[str], bundle: checkpoints.Bundle) -> list[list[int]]:
     texts = []
     for path in paths:
@@ -236,29 +260,35 @@ def _prompts(
     generator = np.random.default_rng([settings.seed, index])
     count = settings.batch // settings.answers
     if domain == "user_turn":
-        return [_opening(bundle)] * count
+        return [
+            [*_opening(bundle), *bundle.tokenizer.encode(prompts.opening(generator))]
+            for _ in range(count)
+        ]
     if domain == "files":
         return [_window(generator, files) for _ in range(count)]
     source = needed(domain)
     texts = [
-        _plain(bundle, shard, i, _LONGEST_PASSAGE)
+        _plain(bundle, shard, i, settings.longest_passage)
         for shard in made
         if shard.domain == source
         for i in range(len(shard))
     ]
     asked: list[list[int]] = []
     shortest = len(_opening(bundle))
-    if shortest > _LONGEST_PROMPT // 2:
-        raise ValueError(f"the chat template alone takes {shortest} tokens, too many for a prompt")
+    if shortest > settings.longest_prompt // 2:
+        raise ValueError(
+            f"the chat template alone takes {shortest} tokens, too many for prompts of "
+            f"longest_prompt={settings.longest_prompt}"
+        )
     while len(asked) < count:
         if domain == "open":
             said = texts[int(generator.integers(len(texts)))]
         else:
-            parts = 1 + int(generator.integers(_MOST_PASSAGES)) if texts else 0
+            parts = 1 + int(generator.integers(settings.passages)) if texts else 0
             joined = " ".join(texts[int(generator.integers(len(texts)))] for _ in range(parts))
             said = prompts.make(domain, generator, [joined] if texts else ())
         tokens = bundle.chat(said)
-        if len(tokens) <= _LONGEST_PROMPT:
+        if len(tokens) <= settings.longest_prompt:
             asked.append(tokens)
     return asked
 
@@ -270,13 +300,18 @@ def _window(generator: np.random.Generator, files: Sequence[Sequence[int]]) -> l
 
 
 def _plain(bundle: checkpoints.Bundle, shard: shards.Shard, index: int, longest: int) -> str:
-    """An answer as text, or a space where it holds none, which no template refuses."""
-    _, answer = shard.text(index)
+    """An answer as text, or a space where it holds none, which no template refuses.
+
+    Of a user's turn, what it began with belongs to it.
+    """
+    prompt, answer = shard.text(index)
+    if shard.domain == "user_turn":
+        answer = np.concatenate([prompt[len(_opening(bundle)) :], answer])
     return bundle.tokenizer.decode(answer[:longest]).strip() or " "
 
 
 def _answers(
-    bundle: checkpoints.Bundle,
+    target: types.LanguageModel,
     settings: Settings,
     index: int,
     asked: list[list[int]],
@@ -284,7 +319,7 @@ def _answers(
 ) -> dict[str, np.ndarray]:
     """Decodes a batch and lays out a shard's arrays."""
     count = settings.batch
-    # One opening serves every user turn, so a greedy one would be the same each time.
+    # Openings are few, so that greedy turns of a user would often be the same.
     is_drawn = settings.domains[index % len(settings.domains)] == "user_turn"
     temperature = np.resize(
         np.asarray(_DRAWN if is_drawn else settings.temperatures, np.float32), count
@@ -293,12 +328,12 @@ def _answers(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(settings.seed), first + np.arange(count, dtype=np.uint32)
     )
-    one_each = decoding.init(bundle.target, recorder, asked, max_new_tokens=settings.max_new_tokens)
+    one_each = decoding.init(target, recorder, asked, max_new_tokens=settings.max_new_tokens)
     request, state = _repeat(one_each, settings.answers)
     request = dataclasses.replace(
         request, keys=keys, sampling=types.Sampling(jnp.asarray(temperature))
     )
-    stream = decoding.TokenStream(bundle.target, recorder, request, state, "match", steps=_STEPS)
+    stream = decoding.TokenStream(target, recorder, request, state, "match", steps=_STEPS)
     running = np.full(count, True)
     for new in stream:
         running = np.asarray([len(tokens) > 0 for tokens in new])

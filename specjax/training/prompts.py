@@ -10,7 +10,7 @@ import numpy as np
 
 from specjax.training import topics
 
-__all__ = ["DOMAINS", "NEEDS_PASSAGES", "make"]
+__all__ = ["DOMAINS", "NEEDS_PASSAGES", "make", "opening"]
 
 
 def make(domain: str, generator: np.random.Generator, passages: Sequence[str] = ()) -> str:
@@ -29,6 +29,15 @@ def make(domain: str, generator: np.random.Generator, passages: Sequence[str] = 
     if domain in NEEDS_PASSAGES and not passages:
         raise ValueError(f"domain {domain!r} works on passages, and none were given")
     return DOMAINS[domain](generator, passages)
+
+
+def opening(generator: np.random.Generator) -> str:
+    """The first words of something that a user says, perhaps none, of any kind.
+
+    Args:
+      generator: advanced.
+    """
+    return _pick(generator, topics.OPENINGS[_pick(generator, tuple(topics.OPENINGS))])
 
 
 def _pick(generator: np.random.Generator, choices: Sequence):

@@ -13,6 +13,7 @@ __all__ = [
     "GOODS",
     "LANGUAGES",
     "NAMES",
+    "OPENINGS",
     "PLACES",
     "PROFESSIONS",
     "SENTENCES",
@@ -205,6 +206,77 @@ EDITS = _phrases(
     and repeat it; Continue this text
     """
 )
+
+# How a user begins to speak, where the target itself writes the rest.
+OPENINGS = {
+    "any": (
+        "",
+        "",
+        "",
+        "I",
+        "Can you",
+        "Please",
+        "My",
+        "Help me",
+        "Given",
+        "In this task",
+        "You are",
+    ),
+    "code": (
+        "Complete the following Python function.\n\n```python\ndef",
+        "Complete the following Python function.\n\n```python\nfrom typing import",
+        "Complete this code:\n\n```python\nclass",
+        "Write a Python function",
+        "Write a Python function called",
+        "Write a Python program that",
+        "Implement a function",
+        "Implement a class",
+        "Fix the bug in this code:\n\n```python\ndef",
+        "Explain what this code does:\n\n```python\nimport",
+        "def",
+        "Write a SQL query",
+        "Write a JavaScript function",
+        "How do I use",
+    ),
+    "translation": (
+        "Translate German to English: Die",
+        "Translate German to English: Ich",
+        "Translate German to English: Der",
+        "Translate German to English: Wenn",
+        "Translate German to English: Es",
+        "Translate the following sentence into French:",
+        "Translate the following text from Spanish to English:",
+        "Translate to German:",
+        "What does the phrase",
+    ),
+    "summarisation": (
+        "Summarize:",
+        "Summarize the following article:\n\n",
+        "Summarize: (Reuters)",
+        "Summarize: A man",
+        "Summarize: The",
+        "Summarize: By",
+        "Extract the names of all people from this text:\n\n",
+        "Read the following passage and answer the question.\n\n",
+        "Here are some paragraphs.\n\n",
+    ),
+    "question": (
+        *("What", "What is", "Who", "Who was the", "When did", "Where", "Where is", "Why", "How"),
+        *("How many", "Which", "Is it true that", "What is the difference between", "Describe"),
+        *("What was the name of", "Who wrote", "Who played", "Explain", "Explain why"),
+    ),
+    "mathematics": (
+        *("Solve", "Calculate", "Find the", "A train", "A store sells", "A farmer has", "If a"),
+        *("Suppose that", "What is the probability", "Sarah has", "Tom bought", "There are"),
+        *("The average of", "Evaluate the integral", "Prove that", "John earns", "A rectangle"),
+    ),
+    "writing": (
+        *("Write", "Write a story about", "Write an email to", "Write a poem", "Write an essay"),
+        *("Imagine", "Pretend to be", "Compose", "Create", "Draft a", "Rewrite", "Edit", "Suggest"),
+        *("Give me", "List", "Compare", "Design", "Discuss", "Act as", "Describe a character"),
+        *("Outline", "Analyze", "Provide", "Come up with", "Write a dialogue between"),
+    ),
+}
 
 # For each language: subjects, verbs with objects, and endings; every combination is a sentence.
 SENTENCES = {

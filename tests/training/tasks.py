@@ -17,6 +17,7 @@ SETTINGS = data.Settings(
     max_new_tokens=24,
     taps=(targets.TINY.num_layers,),
     top=4,
+    is_rounded=False,
 )
 SHAPE = distillation.Shape((0, 3), 96, 120)
 
