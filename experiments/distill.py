@@ -49,6 +49,9 @@ _FEATURES = flags.DEFINE_float(
 _COPYING = flags.DEFINE_float(
     "copying", None, "Weight of lessons in copying; default 0.5 for drafts of two layers or more."
 )
+_COPYING_STEPS = flags.DEFINE_integer(
+    "copying_steps", Config.copying_steps, "Updates on such lessons alone, before all others."
+)
 _ACCEPTED = flags.DEFINE_float(
     "accepted",
     Config.accepted,
@@ -158,6 +161,7 @@ def config_from_flags() -> Config:
         beta=_BETA.value,
         features=_FEATURES.value,
         copying=_COPYING.value,
+        copying_steps=_COPYING_STEPS.value,
         accepted=_ACCEPTED.value,
         on_policy=_ON_POLICY.value,
         start_from=_START_FROM.value,

@@ -31,6 +31,7 @@ class Config:
       rate: the highest; by default the optimizer's own.
       copying: weight of the lessons in copying; by default 0.5 for drafts of two layers or more,
         and none for others, which cannot copy.
+      copying_steps: updates on such lessons alone, before all others.
       accepted: weight of the negative expected accepted length, on answers drawn at temperature 1.
       on_policy: share of the updates that are on the draft's own text.
       start_from: a draft to go on from.
@@ -61,6 +62,7 @@ class Config:
     beta: float = 0.5
     features: float = 0.5
     copying: float | None = None
+    copying_steps: int = 200
     accepted: float = 0.0
     on_policy: float = 0.0
     start_from: str | None = None
@@ -92,7 +94,10 @@ class Config:
             raise ValueError(f"--devices={self.devices}, and there are {len(jax.devices())}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype={self.dtype} must be float32, bfloat16 or float16")
-        for name in ("tokens", "choice_steps", "steps", "batch_tokens", "parts", "draft_length"):
+        for name in (
+            *("tokens", "choice_steps", "copying_steps", "steps", "batch_tokens", "parts"),
+            "draft_length",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
 

@@ -16,6 +16,7 @@ from experiments.distill_config import OPTIMIZERS, Config
 from specjax import checkpoints, drafters
 from specjax.training import (
     batches,
+    copying,
     curves,
     data,
     distillation,
@@ -34,6 +35,8 @@ _MEASURE_EVERY = 400
 # What acceptance is measured with.
 _LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
 _STOP_LENGTHS = (2, 3, 4, 5, 8)
+# Tokens of a text to learn copying from.
+_LESSON = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,7 @@ def train(
         )
     params, frozen = begin(config, bundle, held, shape)
     objective = config.objective(distillation.configure(bundle.config, shape))
+    params, copying_seconds = _taught_to_copy(config, objective, params, frozen, folder / "copying")
     recorded = batches.Batches(
         held, config.batch_tokens, config.seed, multiple=config.parts * config.devices
     )
@@ -128,16 +132,6 @@ def train(
             bundle, objective, frozen, recorded, share=config.on_policy, seed=config.seed
         )
     unseen = _unseen(config, held)
-
-    def report(line: dict[str, Any]) -> None:
-        if "held_out" in line or line["step"] % 50 == 0:
-            left = line["seconds"] / line["step"] * (config.steps - line["step"])
-            found = line.get("held_out", {})
-            _say(
-                f"step {line['step']} of {config.steps}: loss {line['loss']:.3f}"
-                + "".join(f", held out {name} {value:.3f}" for name, value in found.items())
-                + f"; {left / 60:.0f} minutes left"
-            )
 
     fields = dataclasses.asdict(config)
     kept = ("batch_tokens", "loss", "beta", "features", "copying", "accepted", "on_policy")
@@ -165,7 +159,7 @@ def train(
         measure=lambda params: held_out.measure(
             objective, params, frozen, unseen, config.draft_length
         ),
-        report=report,
+        report=_reporter("training", config.steps),
     )
     lines = fitting.read_metrics(folder)
     curves.plot(lines, folder / "curves.png")
@@ -176,9 +170,63 @@ def train(
         frozen,
         unseen,
         measured,
-        lines[-1]["seconds"],
+        copying_seconds + lines[-1]["seconds"],
         config.steps / recorded.per_epoch,
     )
+
+
+def _taught_to_copy(
+    config: Config,
+    objective: distillation.Distillation,
+    params: Any,
+    frozen: Any,
+    folder: pathlib.Path,
+) -> tuple[Any, float]:
+    """What training begins with, once it can copy, and the seconds that this took.
+
+    A draft to go on from has learnt it, or was made without.
+    """
+    draft = objective.config
+    if config.start_from is not None or not config.copying_weight(draft.num_layers):
+        return params, 0.0
+    size = min(_LESSON, config.batch_tokens)
+    schedule = dataclasses.replace(config.schedule, steps=config.copying_steps, warmup=20)
+    state = fitting.fit(
+        copying.Copying(None, draft, 1.0, config.batch_tokens // size, size),
+        params,
+        frozen,
+        lambda step, params: np.zeros(1, np.float32),
+        schedule,
+        folder,
+        seed=config.seed,
+        dtype=config.dtype,
+        optimizer=OPTIMIZERS[config.optimizer],
+        settings={
+            **{name: getattr(config, name) for name in ("batch_tokens", "dtype", "seed")},
+            "optimizer": config.optimizer,
+            "shape": dataclasses.asdict(draft),
+            "schedule": dataclasses.asdict(schedule),
+        },
+        report=_reporter("copying", schedule.steps, "copied"),
+    )
+    return state.params, fitting.read_metrics(folder)[-1]["seconds"]
+
+
+def _reporter(stage: str, steps: int, *names: str) -> Callable[[dict[str, Any]], None]:
+    """Tells every fiftieth line of the metrics, and those with measurements."""
+
+    def report(line: dict[str, Any]) -> None:
+        if "held_out" in line or line["step"] % 50 == 0:
+            left = line["seconds"] / line["step"] * (steps - line["step"])
+            found = {name: line[name] for name in names}
+            found |= {f"held out {name}": value for name, value in line.get("held_out", {}).items()}
+            _say(
+                f"{stage}: step {line['step']} of {steps}, loss {line['loss']:.3f}"
+                + "".join(f", {name} {value:.3f}" for name, value in found.items())
+                + f"; {left / 60:.0f} minutes left"
+            )
+
+    return report
 
 
 def _unseen(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
@@ -304,6 +352,7 @@ def card(
             else config.loss,
             "features": config.features,
             "copying": config.copying_weight(len(shape.layers)),
+            "copying_steps": config.copying_steps,
             "accepted": config.accepted,
             "on_policy": config.on_policy,
             "start_from": config.start_from,

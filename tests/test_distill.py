@@ -19,7 +19,7 @@ from experiments import (
 )
 
 TINY = ("--model=tiny", "--batch=32", "--batch_tokens=512")
-SHORT = ("--tokens=4000", "--steps=30", "--max_new_tokens=40")
+SHORT = ("--tokens=4000", "--steps=30", "--copying_steps=4", "--max_new_tokens=40")
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def draft(call, folder):
 def test_a_draft_comes_with_its_card_and_its_curve(draft, folder):
     card = json.loads(draft.with_suffix(".json").read_text())
     assert card["data"]["answer_tokens"] >= 4000
+    assert card["training"]["copying"] == 0.5 and card["training"]["copying_steps"] == 4
     assert card["training"]["steps"] == 30 and card["training"]["minutes"] > 0
     assert 0 < card["held_out"]["overlap"] < 1 and 0 < card["coverage"] <= 1
     assert card["bytes"] == draft.stat().st_size < 16e6

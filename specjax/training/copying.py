@@ -24,53 +24,61 @@ _SPAN = 16
 
 @struct.dataclass
 class Copying:
-    """A `core.Objective`: another one, and in every step one new text to copy from and into.
+    """A `core.Objective`: new texts in every step, to copy from and into; beside another, or alone.
 
-    What is added is the cross-entropy of the copied tokens, and how far the heads of the first two
-    layers are from looking where copying needs them.
+    What is minimised is the cross-entropy of the copied tokens, and how far the heads of the first
+    two layers are from looking where copying needs them.
 
     Attributes:
-      base: the objective that lessons are added to, of params `layers` and `norm` and frozen
-        `embed`, `head`, `tokens` and `place`, as `distillation.begin` gives them.
+      base: the objective that lessons are added to, or None for lessons alone, whatever the batch.
       config: the draft's, of two layers or more; static.
       weight: of the lessons.
-      size: tokens of the text; static.
+      rows, size: how many texts, and their tokens; static.
       policy: how products are made, `policies.for_training()` for None; static.
     """
 
-    base: core.Objective
+    base: core.Objective | None
     config: models.TransformerConfig = struct.field(pytree_node=False)
     weight: Any = 0.5
+    rows: int = struct.field(pytree_node=False, default=1)
     size: int = struct.field(pytree_node=False, default=512)
     policy: policies.Policy | None = struct.field(pytree_node=False, default=None)
 
     def __call__(self, params: Any, frozen: Any, batch: Any, key: jax.Array):
-        """As `core.Objective`; reports the lessons' `copied`, the share that was told rightly."""
+        """As `core.Objective`, of what `distillation.begin` gives.
+
+        Reports `copied` besides: the share of the copied tokens that were told rightly.
+        """
         ours, theirs = jax.random.split(key)
-        total, count, told = self.base(params, frozen, batch, theirs)
-        text, is_copy = draw(ours, frozen["tokens"], self.size)
-        loss, right = self._lesson(params, frozen, text[None], is_copy)
+        total, count, told = jnp.float32(0), jnp.float32(1), {}
+        if self.base is not None:
+            total, count, told = self.base(params, frozen, batch, theirs)
+        loss, right = self._lesson(params, frozen, ours)
         return total + self.weight * count * loss, count, {**told, "copied": count * right}
 
-    def _lesson(self, params: Any, frozen: Any, text: jax.Array, is_copy: jax.Array):
-        """Nats a copied token, and how many of them are the most probable ones, of text[1, T]."""
+    def _lesson(self, params: Any, frozen: Any, key: jax.Array):
+        """Nats of a copied token, and the share of them that are the most probable ones."""
         policy = self.policy or policies.for_training()
+        text, is_copy = jax.vmap(draw, (0, None, None))(
+            jax.random.split(key, self.rows), frozen["tokens"], self.size
+        )
         dtype = params["norm"]["scale"].dtype
         weights = {**params, "embed": frozen["embed"], "head": frozen["head"]}
         weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
         model = transformer.language_model(self.config, weights, policy)
-        output, (keys, _) = model.apply(weights, text, model.init_cache(1, 1), None, (0, 1))
+        cache = model.init_cache(self.rows, 1)
+        output, (keys, _) = model.apply(weights, text, cache, None, (0, 1))
         inputs = (output.features[:, :, 0], output.features[:, :, 1])
-        length = jnp.asarray([self.size], jnp.int32)
+        length = jnp.full((self.rows,), self.size, jnp.int32)
         off = guidance.unguided(
             self.config, weights["layers"], inputs, keys[:2], text, length, policy
         )
-        law = jax.nn.log_softmax(output.logits[0, :-1].astype(jnp.float32), axis=-1)
-        row = frozen["place"][text[0, 1:]]
-        told = jnp.take_along_axis(law, row[:, None], axis=1)[:, 0]
-        copies = jnp.maximum(jnp.sum(is_copy[1:], dtype=jnp.float32), 1.0)
-        loss = -jnp.sum(jnp.where(is_copy[1:], told, 0.0)) / copies + jnp.mean(off)
-        hit = is_copy[1:] & (jnp.argmax(law, axis=-1) == row)
+        law = jax.nn.log_softmax(output.logits[:, :-1].astype(jnp.float32), axis=-1)
+        row, is_copy = frozen["place"][text[:, 1:]], is_copy[:, 1:]
+        told = jnp.take_along_axis(law, row[:, :, None], axis=2)[:, :, 0]
+        copies = jnp.maximum(jnp.sum(is_copy, dtype=jnp.float32), 1.0)
+        loss = -jnp.sum(jnp.where(is_copy, told, 0.0)) / copies + jnp.mean(off)
+        hit = is_copy & (jnp.argmax(law, axis=-1) == row)
         return loss, jnp.sum(hit, dtype=jnp.float32) / copies
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import distill_config
 from specjax.models import policy as policies
-from specjax.training import batches, copying, core
+from specjax.training import batches, copying, core, distillation
 from tests.training import tasks
 
 POLICY = policies.Policy()
@@ -31,13 +31,11 @@ def test_copies_follow_what_stood_before(size):
             assert 0.4 < is_copy.mean() < 0.5
 
 
-def test_lessons_teach_to_copy_what_was_never_seen(tokens):
+def test_lessons_teach_to_copy_what_was_never_seen():
     """A draft taught alone by random text continues new random text from where it stood before."""
-    objective, params, frozen = tasks.begun(tokens)
-    nothing = jax.tree_util.Partial(
-        lambda params, frozen, batch, key: (jnp.float32(0), jnp.float32(1), {})
-    )
-    lessons = copying.Copying(nothing, objective.config, 1.0, 256, POLICY)
+    tokens = np.arange(24, dtype=np.int32)
+    objective, params, frozen = tasks.begun(tokens, distillation.Shape((0, 3), 96, len(tokens)))
+    lessons = copying.Copying(None, objective.config, 1.0, 8, 64, POLICY)
     state = core.init(params, core.MUON)
     schedule = core.Schedule(400, 2e-2, warmup=20)
     told = []
@@ -52,19 +50,19 @@ def test_lessons_teach_to_copy_what_was_never_seen(tokens):
             optimizer=core.MUON,
         )
         told.append(float(line["copied"]))
+    # One of 24 by chance.
     assert np.mean(told[:20]) < 0.1
-    assert np.mean(told[-20:]) > 0.6
+    assert np.mean(told[-20:]) > 0.4
 
 
 def test_the_base_objective_is_left_as_it_is(held, tokens):
     """What is added is the weight times the lesson; without weight nothing is."""
     objective, params, frozen = tasks.begun(tokens, policy=POLICY)
     batch = batches.Batches(held, 1024, 0)(0)
-    key = jax.random.key(3)
     alone = objective(params, frozen, batch, jax.random.key(3))
     made = {
-        weight: copying.Copying(objective, objective.config, weight, 64, POLICY)(
-            params, frozen, batch, key
+        weight: copying.Copying(objective, objective.config, weight, 1, 64, POLICY)(
+            params, frozen, batch, jax.random.key(3)
         )
         for weight in (0.0, 1.0, 2.0)
     }
