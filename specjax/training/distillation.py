@@ -148,6 +148,10 @@ def _weights(params: Any, frozen: Any) -> dict[str, Any]:
     return {**params, "embed": frozen["embed"], "head": frozen["head"]}
 
 
+# Tokens whose laws are made at a time.
+_PART = 512
+
+
 @struct.dataclass
 class Distillation:
     """A `core.Objective`: the draft's law against the target's, at every token of the answers.
@@ -177,31 +181,27 @@ class Distillation:
         """Both laws over the head's tokens at every token of the answers.
 
         Returns:
-          `log_p`, `log_q` float32[B, A, M], `present` bool[B, A], `tokens` int32[B, A], and both
-          models' hidden states `target`, `draft` [B, A, H].
+          `log_p`, `log_q` float32[B, A, M], `present` bool[B, A], and `tokens` int32[B, A].
         """
-        hidden, tokens, present = self._hidden(params, frozen, batch)
+        hidden, target, tokens, present = self._hidden(params, frozen, batch)
+        normalizer = jnp.where(present, batch.normalizer, 0.0)
+        log_p, log_q = self._laws(frozen, target, hidden, normalizer)
+        return {"log_p": log_p, "log_q": log_q, "present": present, "tokens": tokens}
+
+    def _laws(self, frozen: Any, target, hidden, normalizer) -> tuple[jax.Array, jax.Array]:
+        """Hidden states [B, A, H] of both, and the target's normalizer [B, A]: [B, A, M] each."""
         head = frozen["head"]["kernel"].astype(hidden.dtype)
-        # Here too, or a gradient of 0 would meet what lies behind an answer.
-        target = jnp.where(present[:, :, None], batch.features.astype(hidden.dtype), 0)
         (scores,) = products.products(target, [head], self._products)
         (own,) = products.products(hidden, [head], self._products)
-        log_p = scores.astype(jnp.float32) - jnp.where(present, batch.normalizer, 0.0)[:, :, None]
-        log_q = jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
-        return {
-            "log_p": log_p,
-            "log_q": log_q,
-            "present": present,
-            "tokens": tokens,
-            "target": target,
-            "draft": hidden,
-        }
+        log_p = scores.astype(jnp.float32) - normalizer[:, :, None]
+        return log_p, jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
 
     @property
     def _products(self) -> policies.Policy:
         return self.policy or policies.for_training()
 
     def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
+        """Hidden states before the head, the draft's and the target's, tokens, and presence."""
         dtype = params["norm"]["scale"].dtype
         weights = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights(params, frozen))
         model = transformer.language_model(self.config, weights, self._products)
@@ -213,33 +213,58 @@ class Distillation:
         place = jnp.minimum(batch.start[:, None] + order, batch.tokens.shape[1] - 1)
         hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None] - 1, axis=1)
         tokens = jnp.take_along_axis(batch.tokens, place, axis=1)
-        return hidden, tokens, order < batch.length[:, None]
+        present = order < batch.length[:, None]
+        # What lies behind an answer may be anything, and a gradient of 0 would not undo a NaN.
+        target = jnp.where(present[:, :, None], batch.features.astype(dtype), 0)
+        return hidden, target, tokens, present
 
     def __call__(self, params: Any, frozen: Any, batch: batches.Batch, key: jax.Array):
         """As `core.Objective`; the examples are answer tokens."""
         del key
-        made = self.laws(params, frozen, batch)
-        log_p, log_q, present = made["log_p"], made["log_q"], made["present"]
-        off = jnp.abs(made["draft"] - made["target"]).astype(jnp.float32)
+        hidden, target, tokens, present = self._hidden(params, frozen, batch)
+        normalizer = jnp.where(present, batch.normalizer, 0.0)
+        loss, log_p, log_q = self._of_parts(frozen, target, hidden, normalizer, tokens)
+        off = jnp.abs(hidden - target).astype(jnp.float32)
         smooth = jnp.where(off < 1, 0.5 * off * off, off - 0.5)
-        value = self.loss(log_p, log_q) + self.features * jnp.mean(smooth, axis=-1)
+        value = loss + self.features * jnp.mean(smooth, axis=-1)
         if self.length:
-            own = self._of_tokens(frozen, made)
-            accepted = losses.negative_accepted_length(*own, present, self.length, self.rule)
+            accepted = losses.negative_accepted_length(
+                log_p, log_q, present, self.length, self.rule
+            )
             share = jnp.where(batch.temperature == 1, self.share, 0.0)[:, None]
             value = (1 - share) * value + share * accepted
-        # What lies behind an answer may be anything, NaN included. Acceptance is measured on text
-        # held out: here it would be a tenth of the step.
+        # Acceptance is measured on text held out: here it would be a tenth of the step.
         total = jnp.sum(jnp.where(present, value, 0.0))
         return total, jnp.sum(present, dtype=jnp.float32), {}
 
-    def _of_tokens(self, frozen: Any, made: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Both laws at the text's own tokens: [B, A] each, the draft's −inf for foreign ones."""
-        row = frozen["place"][made["tokens"]]
+    def _of_parts(self, frozen: Any, target, hidden, normalizer, tokens):
+        """The loss at every token, and both laws at the text's own: float32[B, A] each.
+
+        In parts whose laws are made again for the gradient: those of all tokens together are the
+        largest arrays of all, and to go through them takes longer than to make them.
+        """
+        count = tokens.size
+        part = min(_PART, count)
+
+        def split(leaf):
+            flat = leaf.reshape(count, *leaf.shape[2:])
+            padded = jnp.pad(flat, ((0, -count % part), *((0, 0) for _ in flat.shape[1:])))
+            return padded.reshape(-1, 1, part, *flat.shape[1:])
+
+        @jax.checkpoint
+        def of(some):
+            *states, tokens = some
+            log_p, log_q = self._laws(frozen, *states)
+            return (self.loss(log_p, log_q), *self._of_tokens(frozen, log_p, log_q, tokens))
+
+        made = jax.lax.map(of, tuple(map(split, (target, hidden, normalizer, tokens))))
+        return tuple(leaf.reshape(-1)[:count].reshape(tokens.shape) for leaf in made)
+
+    def _of_tokens(self, frozen: Any, log_p, log_q, tokens) -> tuple[jax.Array, jax.Array]:
+        """Both laws at the text's own tokens: the draft's −inf for foreign ones."""
+        row = frozen["place"][tokens]
         known = row < self.config.head_rows
         index = jnp.where(known, row, 0)[:, :, None]
-        log_p, log_q = (
-            jnp.take_along_axis(made[name], index, axis=2)[:, :, 0] for name in ("log_p", "log_q")
-        )
+        own_p, own_q = (jnp.take_along_axis(law, index, axis=2)[:, :, 0] for law in (log_p, log_q))
         # A token without a row is never drafted; the target's law of it is then of no account.
-        return jnp.where(known, log_p, 0.0), jnp.where(known, log_q, -jnp.inf)
+        return jnp.where(known, own_p, 0.0), jnp.where(known, own_q, -jnp.inf)
