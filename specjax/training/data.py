@@ -73,9 +73,9 @@ class Settings:
     answers: int = 2
     batch: int = 128
     max_new_tokens: int = 200
-    passages: int = 2
-    longest_passage: int = 160
-    longest_prompt: int = 640
+    passages: int = 4
+    longest_passage: int = 200
+    longest_prompt: int = 1024
     is_rounded: bool = True
     taps: tuple[int, ...] = ()
     top: int = 0

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import checkpoints, decoding, models, types
+from specjax import checkpoints, decoding, models, native, types
+from specjax.models import policy as policies
 from specjax.training import batches, data, prompts, recording, shards
 from tests.training import tasks
 
@@ -107,9 +108,46 @@ def test_what_is_recorded_is_the_law_that_each_token_was_drawn_from(held):
 def test_domains_follow_the_settings_and_work_on_earlier_answers(held):
     assert [shard.domain for shard in held[:5]] == list(tasks.SETTINGS.domains)
     bundle = tasks.bundle()
-    turns = {bundle.tokenizer.decode(held[1].text(row)[1]).strip() or " " for row in range(8)}
-    asked = bundle.tokenizer.decode(held[2].text(0)[0])
-    assert any(turn in asked for turn in turns)
+    begin = len(bundle.chat("A")) - 2
+    turns = []
+    for row in range(8):
+        prompt, answer = held[1].text(row)
+        assert prompt[:begin].tolist() == bundle.chat("A")[:begin]
+        # What the turn was opened with belongs to it.
+        whole = np.concatenate([prompt[begin:], answer])
+        turns.append(bundle.tokenizer.decode(whole).strip() or " ")
+    asked = [bundle.tokenizer.decode(held[2].text(row)[0]) for row in range(8)]
+    assert all(any(turn in text for turn in turns) for text in asked)
+
+
+def test_users_begin_in_many_ways():
+    generator = np.random.default_rng(0)
+    made = [prompts.opening(generator) for _ in range(600)]
+    assert len(set(made)) > 80 and "" in made
+    assert all(text == text.rstrip(" ") for text in made)
+
+
+@pytest.mark.skipif(not native.has_tiles(), reason="the CPU has no tile registers")
+def test_rounded_text_is_that_of_a_target_whose_products_are_rounded(tmp_path):
+    """Its laws are recorded with it, near those of the target itself and not the same."""
+    bundle = tasks.bundle()
+    (shard, *_) = tasks.make(tmp_path, 50, is_rounded=True)
+    policy = policies.Policy(tiles=True)
+    rounded = models.language_model(bundle.config, bundle.target.params, policy)
+    prompt, answer = shard.text(0)
+    tokens = jnp.asarray(np.concatenate([prompt, answer]))[None]
+    here = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+
+    def normalizer(model):
+        cache = model.init_cache(1, tokens.shape[1])
+        output, _ = model.apply(model.params, tokens, cache, None, ())
+        return np.asarray(jax.nn.logsumexp(output.logits[0, here], axis=-1))
+
+    recorded = shard.normalizer[: len(answer)]
+    own, exact = (np.abs(normalizer(m) - recorded).max() for m in (rounded, bundle.target))
+    assert own < 2e-3 and own < exact / 4 and exact < 0.3, (own, exact)
+    with pytest.raises(ValueError, match="is_rounded"):
+        tasks.make(tmp_path, 50)
 
 
 @pytest.mark.parametrize("domain", prompts.DOMAINS)
