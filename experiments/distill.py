@@ -47,7 +47,9 @@ _FEATURES = flags.DEFINE_float(
     "features", Config.features, "Weight of the distance of hidden states."
 )
 _COPYING = flags.DEFINE_float(
-    "copying", None, "Weight of lessons in copying; default 0.5 for drafts of two layers or more."
+    "copying",
+    None,
+    "Weight of lessons in copying; default 0.1 for new drafts of two layers or more.",
 )
 _COPYING_STEPS = flags.DEFINE_integer(
     "copying_steps", Config.copying_steps, "Updates on such lessons alone, before all others."

@@ -29,9 +29,9 @@ class Config:
       choice_steps: updates that each of them gets.
       batch_tokens: tokens an update, with padding.
       rate: the highest; by default the optimizer's own.
-      copying: weight of the lessons in copying; by default 0.5 for drafts of two layers or more,
-        and none for others, which cannot copy.
-      copying_steps: updates on such lessons alone, before all others.
+      copying: weight of the lessons in copying; by default 0.1 for new drafts of two layers or
+        more, and 0 for others, which cannot copy, or have learnt it.
+      copying_steps: updates on such lessons alone, before all others, of a new draft.
       accepted: weight of the negative expected accepted length, on answers drawn at temperature 1.
       on_policy: share of the updates that are on the draft's own text.
       start_from: a draft to go on from.
@@ -141,7 +141,7 @@ class Config:
     def copying_weight(self, layers: int) -> float:
         """Of the lessons in copying, for a draft of so many layers."""
         if self.copying is None:
-            return 0.5 if layers > 1 else 0.0
+            return 0.1 if layers > 1 and self.start_from is None else 0.0
         if self.copying and layers < 2:
             raise ValueError(f"--copying={self.copying} needs a draft of two layers, not one")
         return self.copying
@@ -149,4 +149,11 @@ class Config:
     def lessons(self, objective: distillation.Distillation) -> core.Objective:
         """The objective with lessons in copying, where there are to be any."""
         weight = self.copying_weight(objective.config.num_layers)
-        return copying.Copying(objective, objective.config, weight) if weight else objective
+        if not weight:
+            return objective
+        return copying.Copying(objective, objective.config, weight, size=self.lesson)
+
+    @property
+    def lesson(self) -> int:
+        """Tokens of a text to learn copying from."""
+        return min(copying.Copying.size, self.batch_tokens)

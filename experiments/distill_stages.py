@@ -35,8 +35,11 @@ _MEASURE_EVERY = 400
 # What acceptance is measured with.
 _LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
 _STOP_LENGTHS = (2, 3, 4, 5, 8)
-# Tokens of a text to learn copying from.
-_LESSON = 512
+# What a training folder must be gone on with.
+_CLAIMED = (
+    *("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length", "dtype"),
+    *("parts", "devices", "seed", "optimizer"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +125,15 @@ def train(
         )
     params, frozen = begin(config, bundle, held, shape)
     objective = config.objective(distillation.configure(bundle.config, shape))
-    params, copying_seconds = _taught_to_copy(config, objective, params, frozen, folder / "copying")
+    claimed = {
+        **{name: getattr(config, name) for name in _CLAIMED},
+        "copying": config.copying_weight(len(shape.layers)),
+        "shape": dataclasses.asdict(shape),
+        "answer_tokens": sum(shard.answer_tokens for shard in held),
+    }
+    params, copying_seconds = _taught_to_copy(
+        config, objective, params, frozen, folder / "copying", claimed
+    )
     recorded = batches.Batches(
         held, config.batch_tokens, config.seed, multiple=config.parts * config.devices
     )
@@ -133,9 +144,6 @@ def train(
         )
     unseen = _unseen(config, held)
 
-    fields = dataclasses.asdict(config)
-    kept = ("batch_tokens", "loss", "beta", "features", "copying", "accepted", "on_policy")
-    kept += ("draft_length", "dtype", "parts", "devices", "seed", "optimizer")
     state = fitting.fit(
         config.lessons(objective),
         params,
@@ -147,13 +155,11 @@ def train(
         parts=config.parts,
         dtype=config.dtype,
         optimizer=OPTIMIZERS[config.optimizer],
-        mesh=jax.make_mesh((config.devices,), ("data",)) if config.devices > 1 else None,
+        mesh=_mesh(config.devices),
         settings={
-            **{name: fields[name] for name in kept},
-            "shape": dataclasses.asdict(shape),
+            **claimed,
             "schedule": dataclasses.asdict(config.schedule),
             "start_from": folders.digest(config.start_from),
-            "answer_tokens": sum(shard.answer_tokens for shard in held),
         },
         measure_every=_MEASURE_EVERY,
         measure=lambda params: held_out.measure(
@@ -181,35 +187,45 @@ def _taught_to_copy(
     params: Any,
     frozen: Any,
     folder: pathlib.Path,
+    claimed: dict[str, Any],
 ) -> tuple[Any, float]:
-    """What training begins with, once it can copy, and the seconds that this took.
-
-    A draft to go on from has learnt it, or was made without.
-    """
+    """What training begins with, once it can copy, and the seconds that this took."""
     draft = objective.config
-    if config.start_from is not None or not config.copying_weight(draft.num_layers):
+    steps = _copying_steps(config, draft.num_layers)
+    if not steps:
         return params, 0.0
-    size = min(_LESSON, config.batch_tokens)
-    schedule = dataclasses.replace(config.schedule, steps=config.copying_steps, warmup=20)
+    rows = max(config.batch_tokens // config.lesson // config.parts, 1)
+    schedule = dataclasses.replace(config.schedule, steps=steps, warmup=20)
     state = fitting.fit(
-        copying.Copying(None, draft, 1.0, config.batch_tokens // size, size),
+        copying.Copying(None, draft, 1.0, rows, config.lesson),
         params,
         frozen,
-        lambda step, params: np.zeros(1, np.float32),
+        # Texts are drawn from the key; a row a part is only counted.
+        lambda step, params: np.zeros(config.parts, np.float32),
         schedule,
         folder,
-        seed=config.seed,
+        # Other texts than those beside training.
+        seed=config.seed + 1,
+        parts=config.parts,
         dtype=config.dtype,
         optimizer=OPTIMIZERS[config.optimizer],
-        settings={
-            **{name: getattr(config, name) for name in ("batch_tokens", "dtype", "seed")},
-            "optimizer": config.optimizer,
-            "shape": dataclasses.asdict(draft),
-            "schedule": dataclasses.asdict(schedule),
-        },
+        settings={**claimed, "schedule": dataclasses.asdict(schedule)},
         report=_reporter("copying", schedule.steps, "copied"),
     )
     return state.params, fitting.read_metrics(folder)[-1]["seconds"]
+
+
+def _copying_steps(config: Config, layers: int) -> int:
+    """Updates on copying alone: of a new draft that has lessons in it."""
+    is_new = config.start_from is None and config.copying_weight(layers)
+    return config.copying_steps if is_new else 0
+
+
+def _mesh(devices: int) -> jax.sharding.Mesh | None:
+    """Devices to share a batch's rows, where there are several; XLA lays out the rest."""
+    if devices == 1:
+        return None
+    return jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def _reporter(stage: str, steps: int, *names: str) -> Callable[[dict[str, Any]], None]:
@@ -269,6 +285,7 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     # What can be said of it is said before hours are spent on data.
     for shape in config.candidates or (config.shape,):
         distillation.configure(bundle.config, shape)
+        config.copying_weight(len(shape.layers))
     if config.start_from is not None:
         checkpoints.drafts.weights(config.start_from, bundle)
     prompt_files.read(*config.prompts)
@@ -352,7 +369,7 @@ def card(
             else config.loss,
             "features": config.features,
             "copying": config.copying_weight(len(shape.layers)),
-            "copying_steps": config.copying_steps,
+            "copying_steps": _copying_steps(config, len(shape.layers)),
             "accepted": config.accepted,
             "on_policy": config.on_policy,
             "start_from": config.start_from,

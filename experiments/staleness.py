@@ -136,7 +136,13 @@ def realigned(
         bundle,
         pathlib.Path(config.folder) / f"data-{steps}",
         config.tokens,
-        data.Settings(seed=config.seed + 1, batch=config.batch, taps=(bundle.config.num_layers,)),
+        data.Settings(
+            seed=config.seed + 1,
+            batch=config.batch,
+            taps=(bundle.config.num_layers,),
+            # Targets are told apart by laws, which are to be whole.
+            is_rounded=False,
+        ),
     )
     found, weights, tokens = checkpoints.drafts.weights(config.draft, bundle)
     shape = distillation.Shape(tuple(range(found.num_layers)), found.intermediate_size, len(tokens))

@@ -59,7 +59,7 @@ def draft(call, folder):
 def test_a_draft_comes_with_its_card_and_its_curve(draft, folder):
     card = json.loads(draft.with_suffix(".json").read_text())
     assert card["data"]["answer_tokens"] >= 4000
-    assert card["training"]["copying"] == 0.5 and card["training"]["copying_steps"] == 4
+    assert card["training"]["copying"] == 0.1 and card["training"]["copying_steps"] == 4
     assert card["training"]["steps"] == 30 and card["training"]["minutes"] > 0
     assert 0 < card["held_out"]["overlap"] < 1 and 0 < card["coverage"] <= 1
     assert card["bytes"] == draft.stat().st_size < 16e6
@@ -229,6 +229,11 @@ def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
         (objectives, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere"),
         (distill, ["--model=tiny", "--folder=x", "--prompts=/nowhere"], "/nowhere"),
         (distill, ["--folder=x", "--optimizer=sgd"], "--optimizer=sgd"),
+        (
+            distill,
+            ["--model=tiny", "--folder=x", "--copying=1", "--layers=0"],
+            "--copying=1.0 needs a draft of two layers",
+        ),
     ],
 )
 def test_bad_input_is_one_line(call, module, flags, message):

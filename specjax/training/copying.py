@@ -14,7 +14,7 @@ from flax import struct
 from specjax import models
 from specjax.models import policy as policies
 from specjax.models import transformer
-from specjax.training import core, guidance
+from specjax.training import core, distillation, guidance
 
 __all__ = ["Copying", "draw"]
 
@@ -33,7 +33,7 @@ class Copying:
       base: the objective that lessons are added to, or None for lessons alone, whatever the batch.
       config: the draft's, of two layers or more; static.
       weight: of the lessons.
-      rows, size: how many texts, and their tokens; static.
+      rows, size: how many texts each step, or each of its parts, draws, and their tokens; static.
       policy: how products are made, `policies.for_training()` for None; static.
     """
 
@@ -62,17 +62,13 @@ class Copying:
         text, is_copy = jax.vmap(draw, (0, None, None))(
             jax.random.split(key, self.rows), frozen["tokens"], self.size
         )
-        dtype = params["norm"]["scale"].dtype
-        weights = {**params, "embed": frozen["embed"], "head": frozen["head"]}
-        weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
+        weights = distillation.weights(params, frozen)
         model = transformer.language_model(self.config, weights, policy)
         cache = model.init_cache(self.rows, 1)
         output, (keys, _) = model.apply(weights, text, cache, None, (0, 1))
         inputs = (output.features[:, :, 0], output.features[:, :, 1])
         length = jnp.full((self.rows,), self.size, jnp.int32)
-        off = guidance.unguided(
-            self.config, weights["layers"], inputs, keys[:2], text, length, policy
-        )
+        off = guidance.loss(self.config, weights["layers"], inputs, keys[:2], text, length, policy)
         law = jax.nn.log_softmax(output.logits[:, :-1].astype(jnp.float32), axis=-1)
         row, is_copy = frozen["place"][text[:, 1:]], is_copy[:, 1:]
         told = jnp.take_along_axis(law, row[:, :, None], axis=2)[:, :, 0]
@@ -83,7 +79,7 @@ class Copying:
 
 
 def draw(key: jax.Array, tokens: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """A random text whose second half is made of spans of its first.
+    """A random text whose second half is made of spans of its first; needs two tokens or more.
 
     Args:
       key: a typed key, consumed.

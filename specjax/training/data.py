@@ -39,6 +39,8 @@ _SETTINGS = "settings.json"
 # A batch ends when this part of it is left: few rows cost nearly what all cost.
 _LEFT = 1 / 8
 _STEPS = 16
+# Prompts that may be too long for each that is not.
+_PATIENCE = 50
 _DRAWN = (0.8, 1.0)
 
 
@@ -156,7 +158,6 @@ def generate(
     target = _target(bundle, settings)
     own = {
         **dataclasses.asdict(settings),
-        "tiles": settings.is_rounded and policies.for_training().tiles,
         "target": folders.fingerprint(bundle.target.params),
         "texts": [folders.digest(path) for path in settings.files],
     }
@@ -280,9 +281,13 @@ def _prompts(
             f"the chat template alone takes {shortest} tokens, too many for prompts of "
             f"longest_prompt={settings.longest_prompt}"
         )
+    # Every turn of the user's is answered once, or text held out would be trained on.
+    turns = count * sum(shard.domain == domain for shard in made)
+    refused = 0
     while len(asked) < count:
         if domain == "open":
-            said = texts[int(generator.integers(len(texts)))]
+            said = texts[turns % len(texts)]
+            turns += 1
         else:
             parts = 1 + int(generator.integers(settings.passages)) if texts else 0
             joined = " ".join(texts[int(generator.integers(len(texts)))] for _ in range(parts))
@@ -290,6 +295,14 @@ def _prompts(
         tokens = bundle.chat(said)
         if len(tokens) <= settings.longest_prompt:
             asked.append(tokens)
+            continue
+        refused += 1
+        if refused > _PATIENCE * count:
+            raise ValueError(
+                f"hardly a prompt of domain {domain!r} fits longest_prompt="
+                f"{settings.longest_prompt}; allow longer ones, or fewer passages="
+                f"{settings.passages} of longest_passage={settings.longest_passage}"
+            )
     return asked
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "configure",
     "draft_model",
     "vocabulary",
+    "weights",
 ]
 
 
@@ -104,7 +105,7 @@ def begin(
       `place` int32[V], the head's row of a token, M where it has none.
     """
     configure(bundle.config, shape)
-    weights = bundle.target.params
+    target = bundle.target.params
 
     def narrow(layer: dict[str, Any]) -> dict[str, Any]:
         ffn = layer["ffn"]
@@ -117,12 +118,12 @@ def begin(
         down = {**ffn["down"], "kernel": ffn["down"]["kernel"][:, kept]}
         return {**layer, "ffn": {**chosen, "down": down}}
 
-    layers = {place: narrow(weights["layers"][layer]) for place, layer in enumerate(shape.layers)}
-    rows = transformer.head_kernel(weights)[jnp.asarray(tokens)]
+    layers = {place: narrow(target["layers"][layer]) for place, layer in enumerate(shape.layers)}
+    rows = transformer.head_kernel(target)[jnp.asarray(tokens)]
     return (
-        {"layers": layers, "norm": weights["norm"]},
+        {"layers": layers, "norm": target["norm"]},
         {
-            "embed": weights["embed"],
+            "embed": target["embed"],
             "head": {"kernel": rows},
             "tokens": jnp.asarray(tokens, jnp.int32),
             "place": jnp.full((bundle.config.vocab_size,), len(tokens), jnp.int32)
@@ -140,12 +141,15 @@ def draft_model(config: models.TransformerConfig, params: Any, frozen: Any) -> t
       params: what was trained.
       frozen: the rest, as `begin` gives it.
     """
-    within = models.language_model(config, _weights(params, frozen))
+    within = models.language_model(config, weights(params, frozen))
     return models.reduced_vocabulary(within, np.asarray(frozen["tokens"]), config.vocab_size)
 
 
-def _weights(params: Any, frozen: Any) -> dict[str, Any]:
-    return {**params, "embed": frozen["embed"], "head": frozen["head"]}
+def weights(params: Any, frozen: Any) -> dict[str, Any]:
+    """All weights of a draft, in the dtype of what is trained; arguments as `draft_model`."""
+    dtype = params["norm"]["scale"].dtype
+    whole = {**params, "embed": frozen["embed"], "head": frozen["head"]}
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), whole)
 
 
 # Tokens whose laws are made at a time.
@@ -202,20 +206,19 @@ class Distillation:
 
     def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
         """Hidden states before the head, the draft's and the target's, tokens, and presence."""
-        dtype = params["norm"]["scale"].dtype
-        weights = jax.tree.map(lambda leaf: leaf.astype(dtype), _weights(params, frozen))
-        model = transformer.language_model(self.config, weights, self._products)
+        whole = weights(params, frozen)
+        model = transformer.language_model(self.config, whole, self._products)
         rows, _ = batch.tokens.shape
         cache = model.init_cache(rows, 1)
         # Logits are made where an answer is, not here: what nobody reads is not computed.
-        output, _ = model.apply(weights, batch.tokens, cache, None, (self.config.num_layers,))
+        output, _ = model.apply(whole, batch.tokens, cache, None, (self.config.num_layers,))
         order = jnp.arange(batch.normalizer.shape[1], dtype=jnp.int32)[None]
         place = jnp.minimum(batch.start[:, None] + order, batch.tokens.shape[1] - 1)
         hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None] - 1, axis=1)
         tokens = jnp.take_along_axis(batch.tokens, place, axis=1)
         present = order < batch.length[:, None]
         # What lies behind an answer may be anything, and a gradient of 0 would not undo a NaN.
-        target = jnp.where(present[:, :, None], batch.features.astype(dtype), 0)
+        target = jnp.where(present[:, :, None], batch.features.astype(hidden.dtype), 0)
         return hidden, target, tokens, present
 
     def __call__(self, params: Any, frozen: Any, batch: batches.Batch, key: jax.Array):
@@ -243,13 +246,14 @@ class Distillation:
         In parts whose laws are made again for the gradient: those of all tokens together are the
         largest arrays of all, and to go through them takes longer than to make them.
         """
-        count = tokens.size
-        part = min(_PART, count)
+        rows, answer = tokens.shape
+        part = min(max(_PART // rows, 1), answer)
 
         def split(leaf):
-            flat = leaf.reshape(count, *leaf.shape[2:])
-            padded = jnp.pad(flat, ((0, -count % part), *((0, 0) for _ in flat.shape[1:])))
-            return padded.reshape(-1, 1, part, *flat.shape[1:])
+            # Along the text: rows may lie on several devices.
+            padding = ((0, 0), (0, -answer % part), *((0, 0) for _ in leaf.shape[2:]))
+            parts = jnp.pad(leaf, padding).reshape(rows, -1, part, *leaf.shape[2:])
+            return jnp.swapaxes(parts, 0, 1)
 
         @jax.checkpoint
         def of(some):
@@ -258,7 +262,7 @@ class Distillation:
             return (self.loss(log_p, log_q), *self._of_tokens(frozen, log_p, log_q, tokens))
 
         made = jax.lax.map(of, tuple(map(split, (target, hidden, normalizer, tokens))))
-        return tuple(leaf.reshape(-1)[:count].reshape(tokens.shape) for leaf in made)
+        return tuple(jnp.swapaxes(leaf, 0, 1).reshape(rows, -1)[:, :answer] for leaf in made)
 
     def _of_tokens(self, frozen: Any, log_p, log_q, tokens) -> tuple[jax.Array, jax.Array]:
         """Both laws at the text's own tokens: the draft's −inf for foreign ones."""

@@ -16,7 +16,7 @@ from specjax import models
 from specjax.models import norm, products, rotary
 from specjax.models import policy as policies
 
-__all__ = ["copied_from", "unguided"]
+__all__ = ["copied_from", "loss"]
 
 # Heads that hold so much of their attention where it belongs are left alone.
 _ENOUGH = 0.6
@@ -37,7 +37,7 @@ def copied_from(tokens: jax.Array) -> jax.Array:
     return same & _causal(tokens.shape[1])[None]
 
 
-def unguided(
+def loss(
     config: models.TransformerConfig,
     layers: Any,
     hidden: tuple[jax.Array, jax.Array],
@@ -49,9 +49,9 @@ def unguided(
     """How far two layers' heads are from looking where copying needs them: nats, float32[B, T].
 
     The heads that share the first layer's first key head look one, two, … tokens back. Those of
-    the second layer, but for the last key head's if there are several, look at what a text's
-    token was copied from; tokens that are no copies ask nothing of them. Nothing is asked of a
-    head that holds six tenths of its attention there.
+    the second layer, but for the last key head's, look at what a text's token was copied from;
+    tokens that are no copies ask nothing of them. Where all share one key head, half of them do
+    either. Nothing is asked of a head that holds six tenths of its attention there.
 
     Args:
       config: the draft's, of two layers or more.
@@ -68,32 +68,33 @@ def unguided(
     if config.num_layers < 2:
         raise ValueError("guidance needs a draft of two layers: one looks back, one copies")
     group = config.num_heads // config.num_kv_heads
-    copying = group * max(config.num_kv_heads - 1, 1)
+    looking, copying = group, group * (config.num_kv_heads - 1)
+    if config.num_kv_heads == 1:
+        looking = copying = max(config.num_heads // 2, 1)
     size = tokens.shape[1]
     place = jnp.arange(size, dtype=jnp.int32)
-    logs = [
+    first, second = (
         _attention(config, layers[index], hidden[index], keys[index], heads, policy)
-        for index, heads in enumerate((group, copying))
-    ]
-    off = []
-    for head in range(group):
-        back = jnp.maximum(place - 1 - head, 0)
-        told = jnp.take_along_axis(logs[0][:, head], back[None, :, None], axis=2)[:, :, 0]
-        off.append(jnp.where(place[None] > head, _missing(told), 0.0))
+        for index, heads in enumerate((looking, copying))
+    )
+    back = jnp.zeros(tokens.shape, jnp.float32)
+    for head in range(looking):
+        seen = jnp.maximum(place - 1 - head, 0)
+        mass = jnp.take_along_axis(first[:, head], seen[None, :, None], axis=2)[:, :, 0]
+        back += jnp.where(place[None] > head, _missing(mass), 0.0) / looking
     sources = copied_from(tokens)
     is_copy = jnp.any(sources, axis=2)
-    # A place without a source gets one that costs nothing, or its gradient would not be finite.
-    safe = sources | (~is_copy[:, :, None] & _causal(size)[None])
-    mass = jax.nn.logsumexp(jnp.where(safe[:, None], logs[1], -1e9), axis=3)
-    copies = jnp.where(is_copy[:, None], _missing(mass), 0.0)
-    # The next token of the text's last one is not of the text.
-    here = place[None] < length[:, None]
-    total = jnp.sum(jnp.stack(off, axis=1), axis=1) / group
-    copies = jnp.where(place[None] < length[:, None] - 1, jnp.sum(copies, axis=1) / copying, 0.0)
-    return jnp.where(here, total, 0.0) + copies
+    # What is no copy may look anywhere: without a single source its gradient would not be finite.
+    sources |= ~is_copy[:, :, None] & _causal(size)[None]
+    mass = jax.nn.logsumexp(jnp.where(sources[:, None], second, -1e9), axis=3)
+    copied = jnp.sum(_missing(mass), axis=1) / copying
+    # What follows the text's last token is not of the text.
+    here, continues = (place[None] < (length - less)[:, None] for less in (0, 1))
+    return jnp.where(here, back, 0.0) + jnp.where(is_copy & continues, copied, 0.0)
 
 
 def _missing(log_mass: jax.Array) -> jax.Array:
+    """Nats by which attention falls short of what is enough."""
     return jnp.maximum(jnp.log(_ENOUGH) - log_mass, 0.0)
 
 
@@ -115,6 +116,6 @@ def _attention(config, layer, hidden, key, heads: int, policy) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], (batch, size))
     query = rotary.rotate(query, *rotary.tables(config, positions)) * config.head_size**-0.5
     group = config.num_heads // config.num_kv_heads
-    key = jnp.repeat(key[:, :, : heads // group], group, axis=2)
+    key = jnp.repeat(key, group, axis=2)[:, :, :heads]
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
     return jax.nn.log_softmax(jnp.where(_causal(size)[None, None], scores, -jnp.inf), axis=-1)

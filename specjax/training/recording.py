@@ -25,7 +25,7 @@ class Record:
     Attributes:
       features: float16[B, S, taps, H], hidden states at the token before.
       normalizer: float32[B, S], log Σ exp of the logits: the final norm's output times the head,
-        less this, is the law.
+        less this, is the law, as far as both products are rounded alike.
       top_tokens: int32[B, S, k], the most probable tokens, falling.
       top_log_probs: float32[B, S, k], natural logs; one minus their mass is that of all others.
     """

@@ -44,7 +44,8 @@ class Shard:
       prompts: int32[n], length of the prompt at its beginning; the rest is the answer.
       temperature: float32[n], at which the answer was drawn; 0 is greedy.
       tokens: int32[t].
-      normalizer: float32[m]; the final norm's output times the head, less this, is the law.
+      normalizer: float32[m]; the final norm's output times the head, less this, is the law, as
+        far as both products are rounded alike.
     """
 
     folder: pathlib.Path

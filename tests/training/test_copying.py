@@ -1,5 +1,7 @@
 """Lessons in copying: what is drawn, that drafts learn from it, and what they leave alone."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -50,9 +52,11 @@ def test_lessons_teach_to_copy_what_was_never_seen():
             optimizer=core.MUON,
         )
         told.append(float(line["copied"]))
-    # One of 24 by chance.
+    # One of 24 by chance; no text was there before.
     assert np.mean(told[:20]) < 0.1
     assert np.mean(told[-20:]) > 0.4
+    unseen = lessons(state.params, frozen, None, jax.random.key(10**6))
+    assert unseen[2]["copied"] > 0.25
 
 
 def test_the_base_objective_is_left_as_it_is(held, tokens):
@@ -80,7 +84,9 @@ def test_every_step_has_a_lesson_of_its_own(tokens):
 
 def test_lessons_are_for_drafts_that_can_copy():
     config = distill_config.Config(folder="x")
-    assert config.copying_weight(2) == 0.5 and config.copying_weight(1) == 0.0
+    assert config.copying_weight(2) == 0.1 and config.copying_weight(1) == 0.0
+    earlier = dataclasses.replace(config, start_from="draft.safetensors")
+    assert earlier.copying_weight(2) == 0.0
     with pytest.raises(ValueError, match="--copying=1.0 needs a draft of two layers"):
         distill_config.Config(folder="x", copying=1.0).copying_weight(1)
     with pytest.raises(ValueError, match="--copying=-1"):

@@ -1,7 +1,10 @@
 """Distilling: overfitting, the law that is learnt, reduced vocabularies, drafts as files."""
 
 import dataclasses
+import subprocess
+import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,3 +237,70 @@ def test_bad_vocabulary_tables_are_named(tokens, table, message):
 def test_bad_shapes_are_named(shape, message):
     with pytest.raises(ValueError, match=message):
         distillation.configure(tasks.bundle().config, shape)
+
+
+@pytest.mark.parametrize("part", [1, 7, 64, 10**6])
+def test_laws_in_parts_are_those_of_the_whole(held, tokens, monkeypatch, part):
+    """Values and gradients, whatever part of the tokens is gone through at a time."""
+    objective, params, frozen = tasks.begun(tokens, length=3, share=0.5, policy=policies.Policy())
+    batch = batches.Batches(held, 512, 0)(0)
+    laws = objective.laws(params, frozen, batch)
+    monkeypatch.setattr(distillation, "_PART", part)
+
+    def total(params):
+        return objective(params, frozen, batch, jax.random.key(0))[0]
+
+    def whole(params):
+        made = objective.laws(params, frozen, batch)
+        value = objective.loss(made["log_p"], made["log_q"])
+        return jnp.sum(jnp.where(made["present"], value, 0.0))
+
+    alone = dataclasses.replace(objective, length=0)
+    value, gradient = jax.value_and_grad(
+        lambda params: alone(params, frozen, batch, jax.random.key(0))[0]
+    )(params)
+    wanted, slope = jax.value_and_grad(whole)(params)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    chex.assert_trees_all_close(gradient, slope, rtol=1e-3, atol=1e-4)
+    own = objective._of_tokens(frozen, laws["log_p"], laws["log_q"], laws["tokens"])
+    accepted = losses.negative_accepted_length(*own, laws["present"], 3, "block")
+    share = jnp.where(batch.temperature == 1, 0.5, 0.0)[:, None]
+    mixed = (1 - share) * objective.loss(laws["log_p"], laws["log_q"]) + share * accepted
+    mixed = jnp.sum(jnp.where(laws["present"], mixed, 0.0))
+    np.testing.assert_allclose(total(params), mixed, rtol=1e-5)
+
+
+def test_steps_shared_by_devices_are_those_of_one():
+    """Distillation with lessons, on eight virtual devices, in a process of its own."""
+    script = """
+import os, pathlib, sys, tempfile
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import chex, jax, numpy as np
+from experiments import distill_stages
+from specjax.training import batches, copying, core, distillation
+from tests.training import tasks
+held = tasks.make(pathlib.Path(tempfile.mkdtemp()), 600)
+tokens = np.arange(120)
+objective, params, frozen = tasks.begun(tokens)
+batch = batches.Batches(held, 1024, 0, multiple=8)(0)
+mesh = distill_stages._mesh(8)
+lessons = copying.Copying(objective, objective.config, 0.5, size=64)
+numbers = core.Schedule(3, 1e-3).at(1)
+made = []
+for place in (False, True):
+    state = core.init(params)
+    given = (state, frozen, batch)
+    if place:
+        given = (
+            *(core.place(tree, mesh, rows=False) for tree in given[:2]),
+            core.place(batch, mesh, rows=True),
+        )
+    for number in range(2):
+        state, told = core.step(*given, jax.random.key(0), numbers, lessons)
+        given = (state, *given[1:])
+    made.append((jax.device_get(state.params), float(told["loss"])))
+np.testing.assert_allclose(made[0][1], made[1][1], rtol=1e-5)
+chex.assert_trees_all_close(made[0][0], made[1][0], rtol=1e-3, atol=2e-4)
+"""
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr

@@ -32,7 +32,7 @@ def off(params, tokens, length, config=CONFIG):
     cache = model.init_cache(tokens.shape[0], 1)
     output, (keys, _) = model.apply(params, tokens, cache, None, (0, 1))
     inputs = (output.features[:, :, 0], output.features[:, :, 1])
-    return guidance.unguided(config, params["layers"], inputs, keys[:2], tokens, length, POLICY)
+    return guidance.loss(config, params["layers"], inputs, keys[:2], tokens, length, POLICY)
 
 
 def repeats(seed, rows=8, half=12):
@@ -163,7 +163,7 @@ def test_a_draft_of_one_layer_is_refused():
     keys = jnp.zeros((1, 4, 2, 16))
     length = jnp.asarray([4], jnp.int32)
     with pytest.raises(ValueError, match="two layers"):
-        guidance.unguided(
+        guidance.loss(
             config,
             params["layers"],
             (hidden, hidden),
