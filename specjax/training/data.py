@@ -41,7 +41,7 @@ _LEFT = 1 / 8
 _STEPS = 16
 # Prompts that may be too long for each that is not.
 _PATIENCE = 50
-_DRAWN = (0.8, 1.0)
+_DRAWN = (0.7, 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
