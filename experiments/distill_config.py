@@ -53,7 +53,7 @@ class Config:
     vocabulary: int = 8192
     candidates: tuple[distillation.Shape, ...] = ()
     choice_steps: int = 200
-    steps: int = 3200
+    steps: int = 2500
     rate: float | None = None
     optimizer: str = "muon"
     batch_tokens: int = 4096
