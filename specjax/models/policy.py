@@ -23,9 +23,10 @@ class Policy:
       native: float32 products, attention and norms by `specjax.native`, which reads weights and
         cache once, at the speed of memory, and gives a token the same logits to the last bit
         whatever passes beside it; for one CPU device. What follows is for XLA's own.
-      tiles: float32 products on the CPU's tile registers, whatever `native` says of them: factors
-        are rounded to bfloat16, sums are float32, as TPUs multiply by default; for training, which
-        is then twice as fast, and the text for it. Derivatives are those of reverse mode only.
+      rounded: float32 products by a CPU that multiplies bfloat16, whatever `native` says of them:
+        factors are rounded to it, sums are float32, as TPUs multiply by default; for training,
+        which is then up to twice as fast, and the text for it. Derivatives are those of reverse
+        mode only.
       vector_parts: a product with one token is made in so many parts side by side, or as many of
         them as divide the kernel's rows. The CPU backend multiplies a matrix by a vector on one
         core, and a batch of them on all.
@@ -37,7 +38,7 @@ class Policy:
     """
 
     native: bool = False
-    tiles: bool = False
+    rounded: bool = False
     vector_parts: int = 1
     shortest_prefix: int = 128
 
@@ -65,6 +66,6 @@ def for_backend(backend: str | None = None) -> Policy:
 def for_training() -> Policy:
     """The policy for passes over many tokens, forward and back, on JAX's default backend.
 
-    XLA's own products have gradients, and are quick at many tokens; tile registers are quicker.
+    XLA's own products have gradients, and are quick at many tokens; rounded ones are quicker.
     """
-    return Policy(tiles=jax.device_count() == 1 and native.has_tiles())
+    return Policy(rounded=jax.device_count() == 1 and native.multiplies_bfloat16())

@@ -19,8 +19,8 @@ def products(
     """hidden[B, T, in] times every kernel[out, in]: a tuple of [B, T, out], in their dtype."""
     rows = hidden.reshape(-1, hidden.shape[-1])
     is_float32 = all(factor.dtype == jnp.float32 for factor in (rows, *kernels))
-    if policy.tiles and is_float32:
-        made = [_on_tiles(rows, kernel) for kernel in kernels]
+    if policy.rounded and is_float32:
+        made = [_rounded(rows, kernel) for kernel in kernels]
     elif policy.native and is_float32:
         made = _native(rows, tuple(kernels))
     elif rows.shape[0] == 1:
@@ -51,7 +51,7 @@ def _results(rows, kernels):
 _native = native.function("products", _results, _by_xla)
 
 
-def _tiled(handler: str, left_axis: int, right_axis: int):
+def _of_rounded(handler: str, left_axis: int, right_axis: int):
     """A product over these axes of two matrices: factors in bfloat16, sums in float32."""
 
     def product(left, right):
@@ -62,18 +62,18 @@ def _tiled(handler: str, left_axis: int, right_axis: int):
     return native.function(handler, functools.partial(jax.eval_shape, product), product)
 
 
-_times_transposed = _tiled("times_transposed", 1, 1)
-_times = _tiled("times", 1, 0)
-_transposed_times = _tiled("transposed_times", 0, 0)
+_times_transposed = _of_rounded("times_transposed", 1, 1)
+_times = _of_rounded("times", 1, 0)
+_transposed_times = _of_rounded("transposed_times", 0, 0)
 
 
 @jax.custom_vjp
-def _on_tiles(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+def _rounded(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     """rows[n, in] times kernel[out, in]; the gradients' products are made alike."""
     return _times_transposed(rows, kernel)
 
 
-_on_tiles.defvjp(
-    lambda rows, kernel: (_on_tiles(rows, kernel), (rows, kernel)),
+_rounded.defvjp(
+    lambda rows, kernel: (_rounded(rows, kernel), (rows, kernel)),
     lambda kept, change: (_times(change, kept[1]), _transposed_times(change, kept[0])),
 )

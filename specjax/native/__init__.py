@@ -5,6 +5,6 @@ that a caller gives beside it (`function`).
 """
 
 from specjax.native.build import BuildError
-from specjax.native.function import available, function, has_tiles
+from specjax.native.function import available, function, multiplies_bfloat16
 
-__all__ = ["BuildError", "available", "function", "has_tiles"]
+__all__ = ["BuildError", "available", "function", "multiplies_bfloat16"]

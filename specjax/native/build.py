@@ -18,7 +18,7 @@ from jaxlib import version
 
 from specjax import storage
 
-__all__ = ["BuildError", "has_tiles", "library", "target", "usable"]
+__all__ = ["BuildError", "library", "multiplies_bfloat16", "target", "usable"]
 
 _FOLDER = pathlib.Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-w")
@@ -134,13 +134,13 @@ def _loaded() -> tuple[ctypes.CDLL, str] | None:
         return None
 
 
-def has_tiles() -> bool:
-    """Whether the handlers of `matrices.cc` can be called: the CPU multiplies tiles of bfloat16."""
+def multiplies_bfloat16() -> bool:
+    """Whether the handlers of `matrices.cc` can be called: the CPU multiplies bfloat16."""
     loaded = _loaded()
     if loaded is None:
         return False
-    loaded[0].has_tiles.restype = ctypes.c_bool
-    return loaded[0].has_tiles()
+    loaded[0].multiplies_bfloat16.restype = ctypes.c_bool
+    return loaded[0].multiplies_bfloat16()
 
 
 @functools.cache

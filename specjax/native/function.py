@@ -8,7 +8,7 @@ import jax
 
 from specjax.native import build
 
-__all__ = ["available", "function", "has_tiles"]
+__all__ = ["available", "function", "multiplies_bfloat16"]
 
 
 def available() -> bool:
@@ -16,9 +16,9 @@ def available() -> bool:
     return jax.default_backend() == "cpu" and build.usable()
 
 
-def has_tiles() -> bool:
-    """Whether handlers can be called here that want a CPU which multiplies tiles of bfloat16."""
-    return jax.default_backend() == "cpu" and build.has_tiles()
+def multiplies_bfloat16() -> bool:
+    """Whether handlers can be called here that want a CPU which multiplies bfloat16."""
+    return jax.default_backend() == "cpu" and build.multiplies_bfloat16()
 
 
 def function(

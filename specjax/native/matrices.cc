@@ -1,5 +1,6 @@
-// Products of large matrices, as training has them, on the tile registers of CPUs that have some
-// (Intel's AMX): factors rounded to bfloat16, sums in float32, as TPUs multiply float32 by default.
+// Products of large matrices, as training has them: factors rounded to bfloat16, sums in float32, as
+// TPUs multiply float32 by default. For CPUs that multiply bfloat16: on tile registers (Intel's AMX)
+// where there are some and the system allows it, else by vectors (AVX-512 BF16).
 
 #include <algorithm>
 #include <atomic>
@@ -10,13 +11,16 @@
 
 #include "parallel.h"
 #include "shapes.h"
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-#define SPECJAX_TILES
+#if defined(__AVX512BF16__)
 #include <immintrin.h>
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define SPECJAX_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace {
@@ -30,17 +34,18 @@ struct Factor {
   bool deep;
 };
 
-#ifdef SPECJAX_TILES
+#ifdef __AVX512BF16__
 
 // Rows of a tile, and the pairs of bfloat16 that a row of it holds.
 constexpr int64_t kSide = 16;
 constexpr int64_t kTileDepth = 2 * kSide;
 constexpr int64_t kTileWords = kSide * kSide;
-// Two tiles by two are summed at a time: eight tiles are all there are.
+// Two tiles by two are summed at a time: tile registers are eight.
 constexpr int64_t kBlock = 2 * kSide;
-// So deep is a product made at a time, and so many rows of the left factor stay in the near cache
-// while all of the right one goes by.
+// So deep and so wide is a product made at a time, of which the right factor takes eight megabytes;
+// and so many rows of the left one stay in the near cache while all of that goes by.
 constexpr int64_t kDepth = 1024;
+constexpr int64_t kMostColumns = 4096;
 constexpr int64_t kMostRows = 256;
 
 int64_t Up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -99,7 +104,7 @@ void Pack(const Factor& factor, int64_t row, int64_t depth, int64_t end, bool pa
   }
 }
 
-// Tiles of some rows and depth, in the order in which `Multiply` reads them: by blocks of rows.
+// Tiles of some rows and depth, in the order in which they are multiplied: by blocks of rows.
 void PackRows(const Factor& factor, int64_t row, int64_t rows, int64_t depth, int64_t end,
               bool pairs_first, uint32_t* tiles) {
   for (int64_t block = row; block < row + rows; block += kBlock) {
@@ -111,15 +116,53 @@ void PackRows(const Factor& factor, int64_t row, int64_t rows, int64_t depth, in
   }
 }
 
+// Adds to out[32, 32] of this stride, or to nothing unless `more`, the product of both factors'
+// tiles, of which a step reads two by two.
+using Multiply = void(const uint32_t* left, const uint32_t* right, int64_t steps, bool more,
+                      float* out, int64_t stride);
+
+void MultiplyVectors(const uint32_t* left, const uint32_t* right, int64_t steps, bool more,
+                     float* out, int64_t stride) {
+  // Sixteen sums hide how long each product takes.
+  constexpr int64_t kRows = 8;
+  for (int64_t row = 0; row < kBlock; row += kRows) {
+    __m512 sums[kRows][2];
+    UNROLL for (int64_t i = 0; i < kRows; ++i) {
+      const float* from = out + (row + i) * stride;
+      sums[i][0] = more ? _mm512_loadu_ps(from) : _mm512_setzero_ps();
+      sums[i][1] = more ? _mm512_loadu_ps(from + kSide) : _mm512_setzero_ps();
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      const uint32_t* rows = left + 2 * step * kTileWords + row * kSide;
+      const uint32_t* pairs = right + 2 * step * kTileWords;
+      for (int64_t pair = 0; pair < kSide; ++pair) {
+        const auto low = (__m512bh)_mm512_load_si512(pairs + pair * kSide);
+        const auto high = (__m512bh)_mm512_load_si512(pairs + kTileWords + pair * kSide);
+        UNROLL for (int64_t i = 0; i < kRows; ++i) {
+          const auto own = (__m512bh)_mm512_set1_epi32(rows[i * kSide + pair]);
+          sums[i][0] = _mm512_dpbf16_ps(sums[i][0], own, low);
+          sums[i][1] = _mm512_dpbf16_ps(sums[i][1], own, high);
+        }
+      }
+    }
+    UNROLL for (int64_t i = 0; i < kRows; ++i) {
+      float* to = out + (row + i) * stride;
+      _mm512_storeu_ps(to, sums[i][0]);
+      _mm512_storeu_ps(to + kSide, sums[i][1]);
+    }
+  }
+}
+
+#ifdef SPECJAX_TILES
+
 struct alignas(64) Layout {
   uint8_t palette = 1, start = 0, none[14] = {};
   uint16_t bytes[16] = {};
   uint8_t rows[16] = {};
 };
 
-// out[32, 32] of this stride, plus what is there if `more`: both factors' tiles, two a step.
-void Multiply(const uint32_t* left, const uint32_t* right, int64_t steps, bool more, float* out,
-              int64_t stride) {
+void MultiplyTiles(const uint32_t* left, const uint32_t* right, int64_t steps, bool more,
+                   float* out, int64_t stride) {
   // What lies in memory is read by instructions of which the compiler knows too little.
   asm volatile("" ::: "memory");
   const int64_t bytes = stride * sizeof(float);
@@ -153,73 +196,6 @@ void Multiply(const uint32_t* left, const uint32_t* right, int64_t steps, bool m
   asm volatile("" ::: "memory");
 }
 
-// As `Multiply`, where only some rows and columns of the block are there.
-void MultiplyEdge(const uint32_t* left, const uint32_t* right, int64_t steps, bool more, float* out,
-                  int64_t stride, int64_t rows, int64_t columns) {
-  alignas(64) float whole[kBlock * kBlock] = {};
-  for (int64_t i = 0; more && i < rows; ++i) {
-    std::memcpy(whole + i * kBlock, out + i * stride, columns * sizeof(float));
-  }
-  Multiply(left, right, steps, more, whole, kBlock);
-  for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(out + i * stride, whole + i * kBlock, columns * sizeof(float));
-  }
-}
-
-// Whether there was memory for it.
-bool Product(ffi::ThreadPool pool, const Factor left, const Factor right, float* out) {
-  const int64_t columns = right.rows, blocks = Up(columns, kBlock) / kBlock;
-  // Two shares a thread, so that one that begins late holds nobody up for long.
-  const int64_t shares = 2 * std::max<int64_t>(1, pool.num_threads());
-  const int64_t most = std::clamp(Up((left.rows + shares - 1) / shares, kBlock), kBlock, kMostRows);
-  const int64_t groups = (left.rows + most - 1) / most;
-  if (left.depth == 0) std::fill_n(out, left.rows * columns, 0.0f);
-  const int64_t deepest = 2 * kTileWords * Up(std::min(kDepth, left.depth), kTileDepth) / kTileDepth;
-  const Tiles all = Room(blocks * deepest);
-  std::atomic<bool> enough = all != nullptr;
-  if (!enough) return false;
-  for (int64_t depth = 0; depth < left.depth; depth += kDepth) {
-    const int64_t end = std::min(depth + kDepth, left.depth);
-    const int64_t steps = Up(end - depth, kTileDepth) / kTileDepth;
-    const int64_t words = 2 * steps * kTileWords;
-    uint32_t* beside = all.get();
-    Parallel(pool, blocks, [=](int64_t block) {
-      PackRows(right, block * kBlock, kBlock, depth, end, true, beside + block * words);
-    });
-    Parallel(pool, groups, [=, &enough](int64_t group) {
-      const int64_t row = group * most, rows = std::min(most, left.rows - row);
-      // The thread's own, half a megabyte.
-      thread_local const Tiles kept = Room(kMostRows * kDepth / 2);
-      uint32_t* own = kept.get();
-      if (own == nullptr) {
-        enough = false;
-        return;
-      }
-      PackRows(left, row, rows, depth, end, false, own);
-      Layout layout;
-      std::fill_n(layout.bytes, 8, 4 * kSide);
-      std::fill_n(layout.rows, 8, kSide);
-      asm volatile("" ::"r"(&layout) : "memory");
-      _tile_loadconfig(&layout);
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t column = block * kBlock, wide = std::min(kBlock, columns - column);
-        for (int64_t i = 0; i < rows; i += kBlock) {
-          const int64_t high = std::min(kBlock, rows - i);
-          float* to = out + (row + i) * columns + column;
-          const uint32_t* tiles = own + i / kBlock * words;
-          if (high == kBlock && wide == kBlock) {
-            Multiply(tiles, beside + block * words, steps, depth > 0, to, columns);
-          } else {
-            MultiplyEdge(tiles, beside + block * words, steps, depth > 0, to, columns, high, wide);
-          }
-        }
-      }
-      _tile_release();
-    });
-  }
-  return enough;
-}
-
 // The system's leave to use tiles, asked for once a process.
 bool Allowed() {
   constexpr int kRequest = 0x1023, kTileData = 18;
@@ -227,10 +203,107 @@ bool Allowed() {
   return allowed;
 }
 
+// A thread's tile registers, for as long as this lives.
+class Registers {
+ public:
+  Registers() {
+    if (!Allowed()) return;
+    Layout layout;
+    std::fill_n(layout.bytes, 8, 4 * kSide);
+    std::fill_n(layout.rows, 8, kSide);
+    asm volatile("" ::"r"(&layout) : "memory");
+    _tile_loadconfig(&layout);
+  }
+  ~Registers() {
+    if (Allowed()) _tile_release();
+  }
+  Multiply* multiply() const { return Allowed() ? MultiplyTiles : MultiplyVectors; }
+};
+
 #else
 
+struct Registers {
+  Multiply* multiply() const { return MultiplyVectors; }
+};
+
+#endif
+
+// As `multiply`, where only some rows and columns of the block are there.
+void MultiplyEdge(Multiply* multiply, const uint32_t* left, const uint32_t* right, int64_t steps,
+                  bool more, float* out, int64_t stride, int64_t rows, int64_t columns) {
+  alignas(64) float whole[kBlock * kBlock] = {};
+  for (int64_t i = 0; more && i < rows; ++i) {
+    std::memcpy(whole + i * kBlock, out + i * stride, columns * sizeof(float));
+  }
+  multiply(left, right, steps, more, whole, kBlock);
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(out + i * stride, whole + i * kBlock, columns * sizeof(float));
+  }
+}
+
+// Whether there was memory for it.
+bool Product(ffi::ThreadPool pool, const Factor left, const Factor right, float* out) {
+  const int64_t columns = right.rows;
+  // Two shares a thread, so that one that begins late holds nobody up for long.
+  const int64_t shares = 2 * std::max<int64_t>(1, pool.num_threads());
+  const int64_t most = std::clamp(Up((left.rows + shares - 1) / shares, kBlock), kBlock, kMostRows);
+  const int64_t groups = (left.rows + most - 1) / most;
+  if (left.depth == 0) std::fill_n(out, left.rows * columns, 0.0f);
+  const int64_t deepest = 2 * kTileWords * Up(std::min(kDepth, left.depth), kTileDepth) / kTileDepth;
+  const int64_t widest = std::min(kMostColumns, Up(columns, kBlock));
+  const Tiles all = Room(widest / kBlock * deepest);
+  std::atomic<bool> enough = all != nullptr;
+  if (!enough) return false;
+  uint32_t* const beside = all.get();
+  for (int64_t first = 0; first < columns; first += kMostColumns) {
+    const int64_t last = std::min(first + kMostColumns, columns);
+    const int64_t blocks = Up(last - first, kBlock) / kBlock;
+    for (int64_t depth = 0; depth < left.depth; depth += kDepth) {
+      const int64_t end = std::min(depth + kDepth, left.depth);
+      const int64_t steps = Up(end - depth, kTileDepth) / kTileDepth;
+      const int64_t words = 2 * steps * kTileWords;
+      Parallel(pool, blocks, [=](int64_t block) {
+        const int64_t column = first + block * kBlock;
+        PackRows(right, column, kBlock, depth, end, true, beside + block * words);
+      });
+      Parallel(pool, groups, [=, &enough](int64_t group) {
+        const int64_t row = group * most, rows = std::min(most, left.rows - row);
+        // The thread's own, half a megabyte.
+        thread_local const Tiles kept = Room(kMostRows * kDepth / 2);
+        uint32_t* own = kept.get();
+        if (own == nullptr) {
+          enough = false;
+          return;
+        }
+        PackRows(left, row, rows, depth, end, false, own);
+        const Registers registers;
+        Multiply* multiply = registers.multiply();
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t column = first + block * kBlock, wide = std::min(kBlock, last - column);
+          const uint32_t* others = beside + block * words;
+          for (int64_t i = 0; i < rows; i += kBlock) {
+            const int64_t high = std::min(kBlock, rows - i);
+            float* to = out + (row + i) * columns + column;
+            const uint32_t* tiles = own + i / kBlock * words;
+            if (high == kBlock && wide == kBlock) {
+              multiply(tiles, others, steps, depth > 0, to, columns);
+            } else {
+              MultiplyEdge(multiply, tiles, others, steps, depth > 0, to, columns, high, wide);
+            }
+          }
+        }
+      });
+    }
+  }
+  return enough;
+}
+
+constexpr bool kHere = true;
+
+#else
+
+constexpr bool kHere = false;
 bool Product(ffi::ThreadPool, Factor, Factor, float*) { return false; }
-bool Allowed() { return false; }
 
 #endif
 
@@ -245,9 +318,9 @@ ffi::Error Make(ffi::ThreadPool pool, Matrix left, Matrix right, ffi::Result<Mat
   if (right.dimensions()[kRightDeep ? 1 : 0] != depth || !Shaped(*out, {rows, columns})) {
     return ffi::Error::InvalidArgument("matrices: sizes do not agree");
   }
-  if (!Allowed()) {
+  if (!kHere) {
     return ffi::Error::Internal(
-        "matrices: this CPU has no tiles, or the system denies them; use Policy(tiles=False)");
+        "matrices: this CPU does not multiply bfloat16; use Policy(rounded=False)");
   }
   const bool made = Product(pool, {left.typed_data(), rows, depth, kLeftDeep},
                             {right.typed_data(), columns, depth, kRightDeep}, out->typed_data());
@@ -257,7 +330,7 @@ ffi::Error Make(ffi::ThreadPool pool, Matrix left, Matrix right, ffi::Result<Mat
 }  // namespace
 
 // Whether the handlers of this file can be called here.
-extern "C" bool has_tiles() { return Allowed(); }
+extern "C" bool multiplies_bfloat16() { return kHere; }
 
 #define SPECJAX_MATRICES(name, left, right)                                          \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                     \

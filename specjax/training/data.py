@@ -221,10 +221,10 @@ def needed(domain: str) -> str | None:
 
 def _target(bundle: checkpoints.Bundle, settings: Settings) -> types.LanguageModel:
     """The target as it writes."""
-    if not settings.is_rounded or not policies.for_training().tiles:
+    if not settings.is_rounded or not policies.for_training().rounded:
         return bundle.target
     # Norms and attention are the backend's own, which read the cache once.
-    policy = dataclasses.replace(policies.for_backend(), tiles=True)
+    policy = dataclasses.replace(policies.for_backend(), rounded=True)
     rounded = transformer.language_model(bundle.config, bundle.target.params, policy)
     return dataclasses.replace(rounded, eos_ids=bundle.target.eos_ids)
 

@@ -2,7 +2,7 @@
 
 Every direction of a layer's input then has its say, where Adam's steps follow the few that the
 gradient is large in. Small drafts learn more from the same text (BUILD.md). Written here rather
-than taken from optax, since its products are most of its cost, and ours are made on tiles.
+than taken from optax, since its products are most of its cost, and ours are rounded.
 """
 
 from typing import NamedTuple

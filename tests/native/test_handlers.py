@@ -17,9 +17,15 @@ from specjax.native import build
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 
-NATIVE, XLA, TILES = policies.Policy(native=True), policies.Policy(), policies.Policy(tiles=True)
+NATIVE, XLA, ROUNDED = (
+    policies.Policy(native=True),
+    policies.Policy(),
+    policies.Policy(rounded=True),
+)
 
-tiled = pytest.mark.skipif(not native.has_tiles(), reason="the CPU has no tile registers")
+rounding = pytest.mark.skipif(
+    not native.multiplies_bfloat16(), reason="the CPU does not multiply bfloat16"
+)
 
 
 def normal(seed, *shape):
@@ -41,18 +47,27 @@ def rounded(array):
     return np.asarray(array.astype(jnp.bfloat16), np.float64)
 
 
-@tiled
+@rounding
 @pytest.mark.parametrize(
     "tokens, inputs, outputs",
-    [(1, 1, 1), (5, 7, 3), (32, 32, 32), (33, 65, 47), (31, 1025, 50), (300, 2100, 70), (0, 3, 5)],
+    [
+        (1, 1, 1),
+        (5, 7, 3),
+        (32, 32, 32),
+        (33, 65, 47),
+        (31, 1025, 50),
+        (300, 2100, 70),
+        (3, 40, 4130),
+        (0, 3, 5),
+    ],
 )
-def test_products_on_tiles(tokens, inputs, outputs):
+def test_rounded_products(tokens, inputs, outputs):
     """Forward, and both gradients, of which one is summed over tokens."""
     rows, kernel = normal(0, tokens, inputs), normal(1, outputs, inputs)
     change = normal(2, tokens, outputs)
 
     def times(rows, kernel):
-        return products.products(rows[None], [kernel], TILES)[0][0]
+        return products.products(rows[None], [kernel], ROUNDED)[0][0]
 
     made, back = jax.vjp(times, rows, kernel)
     np.testing.assert_allclose(made, rounded(rows) @ rounded(kernel).T, atol=1e-3, rtol=1e-5)
@@ -61,10 +76,10 @@ def test_products_on_tiles(tokens, inputs, outputs):
     np.testing.assert_allclose(of_kernel, rounded(change).T @ rounded(rows), atol=1e-3, rtol=1e-5)
 
 
-@tiled
-def test_products_on_tiles_do_not_hide_what_is_not_finite():
+@rounding
+def test_rounded_products_do_not_hide_what_is_not_finite():
     rows = normal(0, 40, 40).at[3, 39].set(jnp.nan).at[35, 0].set(jnp.inf)
-    made = products.products(rows[None], [jnp.ones((33, 40))], TILES)[0][0]
+    made = products.products(rows[None], [jnp.ones((33, 40))], ROUNDED)[0][0]
     finite = np.isfinite(made)
     assert not finite[[3, 35]].any() and finite.sum() == 38 * 33
 
@@ -141,12 +156,12 @@ def test_attention_does_not_hide_what_is_not_finite(where, poison):
     np.testing.assert_array_equal(made, expected)
 
 
-@tiled
-def test_products_on_tiles_within_vmap_and_scan():
+@rounding
+def test_rounded_products_within_vmap_and_scan():
     kernel, many = normal(1, 5, 6), normal(3, 3, 2, 4, 6)
 
     def loss(kernel, hidden):
-        return jnp.sum(jnp.sin(products.products(hidden, [kernel], TILES)[0]))
+        return jnp.sum(jnp.sin(products.products(hidden, [kernel], ROUNDED)[0]))
 
     one_by_one = [jax.grad(loss)(kernel, hidden) for hidden in many]
     np.testing.assert_allclose(
@@ -247,10 +262,10 @@ def test_a_handler_refuses_sizes_that_do_not_agree(handler, sizes):
         jax.block_until_ready(call(*operands))
 
 
-@tiled
+@rounding
 @pytest.mark.parametrize("handler", ["times_transposed", "times", "transposed_times"])
 @pytest.mark.parametrize("sizes", [((4, 5), (6, 7), (4, 6)), ((5, 5), (5, 5), (5, 6))])
-def test_products_on_tiles_refuse_sizes_that_do_not_agree(handler, sizes):
+def test_rounded_products_refuse_sizes_that_do_not_agree(handler, sizes):
     left, right, out = sizes
     call = jax.ffi.ffi_call(build.target(handler), jax.ShapeDtypeStruct(out, jnp.float32))
     with pytest.raises(Exception, match="sizes do not agree"):

@@ -130,12 +130,12 @@ def test_users_begin_in_many_ways():
     assert all(text == text.rstrip(" ") for text in made)
 
 
-@pytest.mark.skipif(not native.has_tiles(), reason="the CPU has no tile registers")
+@pytest.mark.skipif(not native.multiplies_bfloat16(), reason="the CPU does not multiply bfloat16")
 def test_rounded_text_is_that_of_a_target_whose_products_are_rounded(tmp_path):
     """Its laws are recorded with it, near those of the target itself and not the same."""
     bundle = tasks.bundle()
     (shard, *_) = tasks.make(tmp_path, 50, is_rounded=True)
-    policy = policies.Policy(tiles=True)
+    policy = policies.Policy(rounded=True)
     rounded = models.language_model(bundle.config, bundle.target.params, policy)
     prompt, answer = shard.text(0)
     tokens = jnp.asarray(np.concatenate([prompt, answer]))[None]
