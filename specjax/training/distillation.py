@@ -243,8 +243,9 @@ class Distillation:
     def _of_parts(self, frozen: Any, target, hidden, normalizer, tokens):
         """The loss at every token, and both laws at the text's own: float32[B, A] each.
 
-        In parts whose laws are made again for the gradient: those of all tokens together are the
-        largest arrays of all, and to go through them takes longer than to make them.
+        In parts, each with its slopes along the hidden states: the laws of all tokens together are
+        the largest arrays of all, and to keep them for the gradient would take longer than to make
+        them.
         """
         rows, answer = tokens.shape
         part = min(max(_PART // rows, 1), answer)
@@ -255,14 +256,32 @@ class Distillation:
             parts = jnp.pad(leaf, padding).reshape(rows, -1, part, *leaf.shape[2:])
             return jnp.swapaxes(parts, 0, 1)
 
-        @jax.checkpoint
-        def of(some):
-            *states, tokens = some
-            log_p, log_q = self._laws(frozen, *states)
-            return (self.loss(log_p, log_q), *self._of_tokens(frozen, log_p, log_q, tokens))
+        def joined(parts):
+            whole = jnp.swapaxes(parts, 0, 1).reshape(rows, -1, *parts.shape[3:])
+            return whole[:, :answer]
 
-        made = jax.lax.map(of, tuple(map(split, (target, hidden, normalizer, tokens))))
-        return tuple(jnp.swapaxes(leaf, 0, 1).reshape(rows, -1)[:, :answer] for leaf in made)
+        def of(some):
+            target, hidden, normalizer, tokens = some
+
+            def at(hidden):
+                log_p, log_q = self._laws(frozen, target, hidden, normalizer)
+                own_p, own_q = self._of_tokens(frozen, log_p, log_q, tokens)
+                return (self.loss(log_p, log_q), own_q), own_p
+
+            values, back, own_p = jax.vjp(at, hidden, has_aux=True)
+            nothing, one = jnp.zeros_like(own_p), jnp.ones_like(own_p)
+            # Each token's numbers depend on its own hidden state alone.
+            slopes = [*back((one, nothing)), *(back((nothing, one)) if self.length else ())]
+            return values, slopes, own_p
+
+        fixed = jax.lax.stop_gradient(hidden)
+        made = jax.lax.map(of, tuple(map(split, (target, fixed, normalizer, tokens))))
+        (loss, own_q), slopes, own_p = jax.tree.map(joined, made)
+        # Nothing in value, and the gradient that was made on the way.
+        moved = [
+            jnp.sum((slope * (hidden - fixed)).astype(jnp.float32), axis=-1) for slope in slopes
+        ]
+        return loss + moved[0], own_p, own_q + moved[1] if self.length else own_q
 
     def _of_tokens(self, frozen: Any, log_p, log_q, tokens) -> tuple[jax.Array, jax.Array]:
         """Both laws at the text's own tokens: the draft's −inf for foreign ones."""

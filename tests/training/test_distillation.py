@@ -244,30 +244,25 @@ def test_laws_in_parts_are_those_of_the_whole(held, tokens, monkeypatch, part):
     """Values and gradients, whatever part of the tokens is gone through at a time."""
     objective, params, frozen = tasks.begun(tokens, length=3, share=0.5, policy=policies.Policy())
     batch = batches.Batches(held, 512, 0)(0)
-    laws = objective.laws(params, frozen, batch)
+    share = jnp.where(batch.temperature == 1, 0.5, 0.0)[:, None]
+    assert share.any()
     monkeypatch.setattr(distillation, "_PART", part)
 
-    def total(params):
-        return objective(params, frozen, batch, jax.random.key(0))[0]
-
-    def whole(params):
+    def whole(params, share):
         made = objective.laws(params, frozen, batch)
-        value = objective.loss(made["log_p"], made["log_q"])
+        own = objective._of_tokens(frozen, made["log_p"], made["log_q"], made["tokens"])
+        accepted = losses.negative_accepted_length(*own, made["present"], 3, "block")
+        value = (1 - share) * objective.loss(made["log_p"], made["log_q"]) + share * accepted
         return jnp.sum(jnp.where(made["present"], value, 0.0))
 
-    alone = dataclasses.replace(objective, length=0)
-    value, gradient = jax.value_and_grad(
-        lambda params: alone(params, frozen, batch, jax.random.key(0))[0]
-    )(params)
-    wanted, slope = jax.value_and_grad(whole)(params)
-    np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    chex.assert_trees_all_close(gradient, slope, rtol=1e-3, atol=1e-4)
-    own = objective._of_tokens(frozen, laws["log_p"], laws["log_q"], laws["tokens"])
-    accepted = losses.negative_accepted_length(*own, laws["present"], 3, "block")
-    share = jnp.where(batch.temperature == 1, 0.5, 0.0)[:, None]
-    mixed = (1 - share) * objective.loss(laws["log_p"], laws["log_q"]) + share * accepted
-    mixed = jnp.sum(jnp.where(laws["present"], mixed, 0.0))
-    np.testing.assert_allclose(total(params), mixed, rtol=1e-5)
+    for length, weight in ((0, jnp.zeros_like(share)), (3, share)):
+        some = dataclasses.replace(objective, length=length)
+        value, gradient = jax.value_and_grad(
+            lambda params, some=some: some(params, frozen, batch, jax.random.key(0))[0]
+        )(params)
+        wanted, slope = jax.value_and_grad(whole)(params, weight)
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+        chex.assert_trees_all_close(gradient, slope, rtol=1e-3, atol=1e-4)
 
 
 def test_steps_shared_by_devices_are_those_of_one():
