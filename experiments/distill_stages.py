@@ -286,8 +286,10 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     for shape in config.candidates or (config.shape,):
         distillation.configure(bundle.config, shape)
         config.copying_weight(len(shape.layers))
+    earlier = None
     if config.start_from is not None:
         checkpoints.drafts.weights(config.start_from, bundle)
+        earlier = methods.card(config.start_from)
     prompt_files.read(*config.prompts)
     if config.export is not None and not bundle.config.tied_embeddings:
         raise ValueError("--export needs a target whose head is its embedding")
@@ -301,7 +303,7 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     if config.export is not None:
         checkpoints.drafts.export(config.draft, bundle, config.export)
     made = card(config, bundle, held, shape, trained, data_seconds)
-    made |= {"command": command, "candidates": candidates}
+    made |= {"command": command, "candidates": candidates, "earlier": earlier}
     _write_card(config, made)
     if config.prompts:
         made["acceptance"] = _acceptance(config, bundle)

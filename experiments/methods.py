@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "Settings",
     "build",
+    "card",
     "check",
     "decoder",
     "find",
@@ -220,11 +221,10 @@ def resolved(name: str, settings: Settings) -> Settings:
     """
     if name != "draft" or settings.draft_length is not None or settings.stop is not None:
         return settings
-    card = pathlib.Path(SHIPPED if settings.draft is None else settings.draft).with_suffix(".json")
-    if not card.exists():
-        return settings
+    path = pathlib.Path(SHIPPED if settings.draft is None else settings.draft)
+    made = card(path)
     try:
-        best = json.loads(card.read_text(encoding="utf-8"))["stopping"].get("best")
+        best = None if made is None else made["stopping"].get("best")
         if best is None:
             return settings
         stop = "never"
@@ -233,10 +233,30 @@ def resolved(name: str, settings: Settings) -> Settings:
         elif best["stop_above"] is not None:
             stop = f"entropy:{best['stop_above']!r}"
         return dataclasses.replace(settings, draft_length=int(best["length"]), stop=stop)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{card} is no card of a draft ({error!r}); say --draft_length and --stop, or remove it"
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(_no_card(path, error)) from error
+
+
+def card(draft: pathlib.Path | str) -> dict[str, Any] | None:
+    """The card beside a draft, which says how it was made and is used best; None without one.
+
+    Raises:
+      ValueError: a card that cannot be read.
+    """
+    path = pathlib.Path(draft).with_suffix(".json")
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(_no_card(path, error)) from error
+
+
+def _no_card(draft: pathlib.Path, error: Exception) -> str:
+    return (
+        f"{draft.with_suffix('.json')} is no card of a draft ({error!r}); say --draft_length and "
+        "--stop, or remove it"
+    )
 
 
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:

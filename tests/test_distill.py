@@ -173,6 +173,8 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
     flags += [f"--prompts={questions(tmp_path)}", "--tokens=1500", "--steps=10"]
     code, output, errors = call(domains, *flags, "--max_new_tokens=16", "--domains=code")
     assert code == 0, errors
+    card = json.loads((tmp_path / "code" / "draft.json").read_text())
+    assert card["earlier"] == json.loads(draft.with_suffix(".json").read_text())
     report = json.loads(output.splitlines()[-1])
     assert report["groups"].keys() == {"generic", "code"}
     speedups = [report["predicted_speedup"][name]["code"] for name in ("generic", "code")]
