@@ -289,7 +289,7 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     earlier = None
     if config.start_from is not None:
         checkpoints.drafts.weights(config.start_from, bundle)
-        earlier = methods.card(config.start_from)
+        earlier = methods.read_card(config.start_from)
     prompt_files.read(*config.prompts)
     if config.export is not None and not bundle.config.tied_embeddings:
         raise ValueError("--export needs a target whose head is its embedding")

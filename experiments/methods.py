@@ -17,10 +17,10 @@ __all__ = [
     "Method",
     "Settings",
     "build",
-    "card",
     "check",
     "decoder",
     "find",
+    "read_card",
     "resolved",
 ]
 
@@ -222,7 +222,7 @@ def resolved(name: str, settings: Settings) -> Settings:
     if name != "draft" or settings.draft_length is not None or settings.stop is not None:
         return settings
     path = pathlib.Path(SHIPPED if settings.draft is None else settings.draft)
-    made = card(path)
+    made = read_card(path)
     try:
         best = None if made is None else made["stopping"].get("best")
         if best is None:
@@ -237,7 +237,7 @@ def resolved(name: str, settings: Settings) -> Settings:
         raise ValueError(_no_card(path, error)) from error
 
 
-def card(draft: pathlib.Path | str) -> dict[str, Any] | None:
+def read_card(draft: pathlib.Path | str) -> dict[str, Any] | None:
     """The card beside a draft, which says how it was made and is used best; None without one.
 
     Raises:

@@ -116,8 +116,7 @@ void PackRows(const Factor& factor, int64_t row, int64_t rows, int64_t depth, in
   }
 }
 
-// Adds to out[32, 32] of this stride, or to nothing unless `more`, the product of both factors'
-// tiles, of which a step reads two by two.
+// out[32, 32] of this stride, plus what is there if `more`: both factors' tiles, two of each a step.
 using Multiply = void(const uint32_t* left, const uint32_t* right, int64_t steps, bool more,
                       float* out, int64_t stride);
 
