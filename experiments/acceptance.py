@@ -4,8 +4,9 @@
 
 decodes the first turn of every prompt. With --compare each prompt is also decoded plainly, in turn
 with the method, alone and warm, for the wall clock; without it prompts go in batches, which is
-quicker and gives the same counts. Every prompt is a JSON line of --out as soon as it is done, and a
-run that was stopped goes on after the last.
+quicker and gives the same counts (but with --draft_length=auto, whose lengths hang on all rows).
+Every prompt is a JSON line of --out as soon as it is done, and a run that was stopped goes on after
+the last.
 """
 
 import dataclasses
@@ -96,6 +97,7 @@ def measure(
         counts = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), result.statistics)
         new = result.new_tokens[row]
         record = {
+            "prompt": prompt.key,
             "question_id": prompt.question,
             "group": prompt.group,
             "prompt_tokens": len(tokens),
@@ -111,10 +113,15 @@ def measure(
                 "seconds": seconds,
                 "plain_seconds": plain[1],
                 "plain_new_tokens": len(text),
-                "identical": text == new if config.temperature == 0 else None,
+                "identical": text == new if _is_pathwise(decoder, config) else None,
             }
         records.append(record)
     return records
+
+
+def _is_pathwise(decoder: methods.Decoder, config: Config) -> bool:
+    """Whether a text, and not only its law, is that of plain decoding."""
+    return config.temperature == 0 or decoder.rule.draw is not None
 
 
 def hash_of(tokens: Sequence[int]) -> int:
@@ -190,7 +197,9 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         summary |= {
             "speedup": (new / seconds) / (plain_new / plain),
             "speedup_median": medians.median(pace),
-            "identical": sum(record["identical"] is True for record in records),
+            "identical": None
+            if any(record["identical"] is None for record in records)
+            else sum(record["identical"] for record in records),
         }
     return summary
 
@@ -201,14 +210,14 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     binary.start()
     bundle = bundle or targets.load(config.model)
     decoder = methods.decoder(config.method, bundle, config.settings, config.rule)
-    records = _earlier(config)
     if not chosen:
         raise ValueError("no prompts were given to measure on")
-    done = {(record["group"], record["question_id"]) for record in records}
+    keys = {prompt.key for prompt in chosen}
+    # A file may hold those of other prompts too.
+    records = [record for record in _earlier(config) if record["prompt"] in keys]
+    done = {record["prompt"] for record in records}
     waiting = [
-        (prompt, bundle.chat(prompt.turns[0]))
-        for prompt in chosen
-        if (prompt.group, prompt.question) not in done
+        (prompt, bundle.chat(prompt.turns[0])) for prompt in chosen if prompt.key not in done
     ]
     left_out = [prompt for prompt, tokens in waiting if len(tokens) > config.longest_prompt]
     waiting = [asked for asked in waiting if len(asked[1]) <= config.longest_prompt]
@@ -247,10 +256,14 @@ def _earlier(config: Config) -> list[dict[str, Any]]:
     if config.out is None:
         return []
     path, own = pathlib.Path(config.out), json.loads(json.dumps(config.fixed))
+    if not path.exists():
+        folders.write(path, json.dumps(own) + "\n")
     try:
-        if not path.exists():
-            path.write_text(json.dumps(own) + "\n", encoding="utf-8")
-        found, *records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a kill may leave half a line
+            folders.write(path, whole)
+        found, *records = map(json.loads, whole.splitlines())
     except (OSError, ValueError) as error:
         raise ValueError(f"--out={path} cannot be used: {error}") from error
     if found != own:
@@ -277,7 +290,7 @@ def table(report: dict[str, Any]) -> str:
         )
         if timed:
             line += f"  {row['speedup']:.2f}× (median {row['speedup_median']:.2f})"
-            if report["temperature"] == 0:
+            if row["identical"] is not None:
                 line += f", identical {row['identical']}"
         lines.append(line)
     return "\n".join(lines)

@@ -114,6 +114,23 @@ def draft_length(auto: bool = False) -> int | str | None:
         raise ValueError(f"--draft_length={value!r} must be {wish}") from None
 
 
+def draft_length_or(default: int) -> int:
+    """The flag --draft_length as a number; ValueError for anything else."""
+    value = draft_length()
+    return default if value is None else int(value)
+
+
+def refuse(*unused: flags.FlagHolder) -> None:
+    """Flags that all binaries know and this one has no use for.
+
+    Raises:
+      ValueError: one of them was given.
+    """
+    for flag in unused:
+        if flag.present:
+            raise ValueError(f"--{flag.name} means nothing to this command")
+
+
 class Progress:
     """Says on standard error what takes long, and how long it took."""
 

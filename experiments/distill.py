@@ -17,7 +17,7 @@ from absl import app, flags
 
 from experiments import binary, draft_costs, targets
 from experiments.distill_config import Config
-from experiments.distill_stages import run
+from experiments.distill_run import run
 from specjax.training import data, distillation, losses
 
 flags.adopt_module_key_flags(binary)
@@ -32,7 +32,7 @@ _LAYERS = flags.DEFINE_list(
 _FEED_FORWARD = flags.DEFINE_integer(
     "feed_forward", None, "Width of its feed-forward layers; default the target's."
 )
-_VOCABULARY = flags.DEFINE_integer("draft_vocabulary", Config.vocabulary, "Tokens it speaks of.")
+_VOCABULARY = flags.DEFINE_integer("draft_vocabulary", None, "Tokens it speaks of; default 8192.")
 _CANDIDATES = flags.DEFINE_multi_string(
     "candidates", [], "LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192, to choose among."
 )
@@ -136,13 +136,16 @@ def _integers(name: str, values: list[str] | None) -> tuple[int, ...]:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
+    binary.refuse(binary.DRAFT, binary.STOP, binary.RULE, binary.TEMPERATURE, binary.COUNT)
+    binary.refuse(binary.LONGEST, binary.REPEATS, binary.METHOD, binary.COMPARE)
+    domains = (*data.GENERIC, "files") if binary.FILES.value else data.GENERIC
     return Config(
         folder=binary.folder(),
         tokens=binary.given(binary.TOKENS, Config.tokens),
         data_minutes=_DATA_MINUTES.value,
         texts=data.Settings(
             seed=binary.SEED.value,
-            domains=tuple(binary.given(binary.DOMAINS, data.GENERIC)),
+            domains=tuple(binary.given(binary.DOMAINS, domains)),
             batch=binary.given(binary.BATCH, data.Settings.batch),
             max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
             top=_TOP.value,
@@ -169,7 +172,7 @@ def config_from_flags() -> Config:
         start_from=_START_FROM.value,
         dtype=_DTYPE.value,
         devices=_DEVICES.value,
-        draft_length=int(binary.draft_length() or Config.draft_length),
+        draft_length=binary.draft_length_or(Config.draft_length),
         seed=binary.SEED.value,
         out=binary.OUT.value,
         prompts=tuple(binary.PROMPTS.value),

@@ -5,12 +5,14 @@ import pathlib
 
 import jax
 
+from experiments import methods
 from specjax import models
 from specjax.training import copying, core, data, distillation, losses
 
 __all__ = ["OPTIMIZERS", "Config"]
 
 OPTIMIZERS = {"adam": core.ADAM, "muon": core.MUON}
+_VOCABULARY = 8192
 _RATES = {"adam": 3e-3, "muon": 1.5e-2}
 
 
@@ -24,13 +26,14 @@ class Config:
       data_minutes: time for them; what would take more is refused.
       texts: what the target writes; its taps become those of `taps` and the final norm.
       layers: the target's layers that the draft's begin as; by default the first and the last.
-      feed_forward, vocabulary: the draft's other sizes.
+      feed_forward, vocabulary: the draft's other sizes; by default the target's, and 8,192 tokens.
       candidates: shapes to choose among instead.
       choice_steps: updates that each of them gets.
       batch_tokens: tokens an update, with padding.
       rate: the highest; by default the optimizer's own.
       copying: weight of the lessons in copying; by default 0.1 for new drafts of two layers or
-        more, and 0 for others, which cannot copy, or have learnt it.
+        more, 0 for those of one, which cannot copy, and what its card says for a draft to go on
+        from.
       copying_steps: updates on such lessons alone, before all others, of a new draft.
       accepted: weight of the negative expected accepted length, on answers drawn at temperature 1.
       on_policy: share of the updates that are on the draft's own text.
@@ -50,7 +53,7 @@ class Config:
     taps: tuple[int, ...] = ()
     layers: tuple[int, ...] | None = None
     feed_forward: int | None = None
-    vocabulary: int = 8192
+    vocabulary: int | None = None
     candidates: tuple[distillation.Shape, ...] = ()
     choice_steps: int = 200
     steps: int = 2500
@@ -92,8 +95,8 @@ class Config:
                 raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         if not 1 <= self.devices <= len(jax.devices()):
             raise ValueError(f"--devices={self.devices}, and there are {len(jax.devices())}")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"--dtype={self.dtype} must be float32, bfloat16 or float16")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"--dtype={self.dtype} must be float32 or bfloat16")
         for name in (
             *("tokens", "choice_steps", "copying_steps", "steps", "batch_tokens", "parts"),
             "draft_length",
@@ -109,14 +112,19 @@ class Config:
             rate=_RATES[self.optimizer] if self.rate is None else self.rate,
             texts=dataclasses.replace(self.texts, taps=taps),
             layers=self.layers or tuple(sorted({0, config.num_layers - 1})),
-            feed_forward=self.feed_forward or config.intermediate_size,
-            vocabulary=min(self.vocabulary, config.vocab_size),
+            feed_forward=config.intermediate_size
+            if self.feed_forward is None
+            else self.feed_forward,
+            vocabulary=min(_VOCABULARY, config.vocab_size)
+            if self.vocabulary is None
+            else self.vocabulary,
         )
 
     @property
     def shape(self) -> distillation.Shape:
         """The draft's sizes, where no candidates are to be chosen among."""
         assert self.layers is not None and self.feed_forward is not None
+        assert self.vocabulary is not None
         return distillation.Shape(self.layers, self.feed_forward, self.vocabulary)
 
     @property
@@ -141,7 +149,11 @@ class Config:
     def copying_weight(self, layers: int) -> float:
         """Of the lessons in copying, for a draft of so many layers."""
         if self.copying is None:
-            return 0.1 if layers > 1 and self.start_from is None else 0.0
+            if layers < 2 or self.start_from is None:
+                return 0.1 if layers > 1 else 0.0
+            # What was learnt so is forgotten without.
+            made = methods.read_card(self.start_from) or {}
+            return made.get("training", {}).get("copying", 0.0)
         if self.copying and layers < 2:
             raise ValueError(f"--copying={self.copying} needs a draft of two layers, not one")
         return self.copying

@@ -1,4 +1,4 @@
-"""The stages of a distillation: data, choice, training, card; each goes on where it stopped."""
+"""The stages of a distillation: data, choice, training; each goes on where it stopped."""
 
 import dataclasses
 import json
@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import acceptance, binary, draft_costs, methods, prompt_files, step_costs
+from experiments import draft_costs
 from experiments.distill_config import OPTIMIZERS, Config
-from specjax import checkpoints, drafters
+from specjax import checkpoints
 from specjax.training import (
     batches,
     copying,
@@ -25,16 +25,21 @@ from specjax.training import (
     held_out,
     on_policy,
     shards,
-    stopping,
 )
 
-__all__ = ["Trained", "begin", "card", "choose", "generate", "measure", "run", "train"]
+__all__ = [
+    "Trained",
+    "begin",
+    "choose",
+    "copying_steps",
+    "generate",
+    "measure",
+    "of_draft",
+    "train",
+]
 
 _MOST_UNSEEN = 24
 _MEASURE_EVERY = 400
-# What acceptance is measured with.
-_LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
-_STOP_LENGTHS = (2, 3, 4, 5, 8)
 # What a training folder must be gone on with.
 _CLAIMED = (
     *("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length", "dtype"),
@@ -73,7 +78,7 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
     began = time.monotonic()
 
     def report(progress: data.Progress) -> None:
-        spent.write_text(json.dumps(earlier + time.monotonic() - began))
+        folders.write(spent, json.dumps(earlier + time.monotonic() - began))
         _say(
             f"data: {progress.tokens} of {progress.wanted} tokens in {progress.shards} shards, "
             f"{progress.tokens_per_second:.0f} a second, "
@@ -191,7 +196,7 @@ def _taught_to_copy(
 ) -> tuple[Any, float]:
     """What training begins with, once it can copy, and the seconds that this took."""
     draft = objective.config
-    steps = _copying_steps(config, draft.num_layers)
+    steps = copying_steps(config, draft.num_layers)
     if not steps:
         return params, 0.0
     rows = max(config.batch_tokens // config.lesson // config.parts, 1)
@@ -215,7 +220,7 @@ def _taught_to_copy(
     return state.params, fitting.read_metrics(folder)[-1]["seconds"]
 
 
-def _copying_steps(config: Config, layers: int) -> int:
+def copying_steps(config: Config, layers: int) -> int:
     """Updates on copying alone: of a new draft that has lessons in it."""
     is_new = config.start_from is None and config.copying_weight(layers)
     return config.copying_steps if is_new else 0
@@ -251,14 +256,24 @@ def _unseen(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
 
 
 def measure(
-    config: Config,
-    objective: distillation.Distillation,
-    params: Any,
-    frozen: Any,
-    held: list[shards.Shard],
+    config: Config, bundle: checkpoints.Bundle, held: list[shards.Shard]
 ) -> dict[str, float]:
-    """What a draft measures on the text that `train` holds out, without any training."""
+    """What a draft measures, as it begins, on the text that `train` holds out."""
+    params, frozen = begin(config, bundle, held, config.shape)
+    objective = config.objective(distillation.configure(bundle.config, config.shape))
     return held_out.measure(objective, params, frozen, _unseen(config, held), config.draft_length)
+
+
+def of_draft(config: Config, bundle: checkpoints.Bundle, draft: str) -> Config:
+    """With the shape of a draft, to go on from it."""
+    found, _, tokens = checkpoints.drafts.weights(draft, bundle)
+    return dataclasses.replace(
+        config,
+        layers=tuple(range(found.num_layers)),
+        feed_forward=found.intermediate_size,
+        vocabulary=len(tokens),
+        start_from=draft,
+    ).of(bundle.config)
 
 
 def begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any, Any]:
@@ -277,129 +292,6 @@ def begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any,
         )
     frozen = distillation.begin(bundle, shape, tokens)[1]
     return {name: weights[name] for name in ("layers", "norm")}, frozen
-
-
-def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, Any]:
-    """All stages; writes the draft with its card, and returns the card."""
-    config = config.of(bundle.config)
-    # What can be said of it is said before hours are spent on data.
-    for shape in config.candidates or (config.shape,):
-        distillation.configure(bundle.config, shape)
-        config.copying_weight(len(shape.layers))
-    earlier = None
-    if config.start_from is not None:
-        checkpoints.drafts.weights(config.start_from, bundle)
-        earlier = methods.read_card(config.start_from)
-    prompt_files.read(*config.prompts)
-    if config.export is not None and not bundle.config.tied_embeddings:
-        raise ValueError("--export needs a target whose head is its embedding")
-    curves.check()
-    held, data_seconds = generate(config, bundle)
-    shape, candidates = choose(config, bundle, held)
-    trained = train(config, bundle, held, shape, pathlib.Path(config.folder) / "training")
-    checkpoints.drafts.write(
-        config.draft, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
-    )
-    if config.export is not None:
-        checkpoints.drafts.export(config.draft, bundle, config.export)
-    made = card(config, bundle, held, shape, trained, data_seconds)
-    made |= {"command": command, "candidates": candidates, "earlier": earlier}
-    _write_card(config, made)
-    if config.prompts:
-        made["acceptance"] = _acceptance(config, bundle)
-        _write_card(config, made)
-    return made
-
-
-def _write_card(config: Config, made: dict[str, Any]) -> None:
-    text = json.dumps(made, indent=1) + "\n"
-    config.draft.with_suffix(".json").write_text(text, encoding="utf-8")
-
-
-def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
-    """Greedy acceptance by group of prompts, at the draft length, without a line to stop at."""
-    # Of this draft on these prompts, wherever they lie.
-    measured = "-".join(str(folders.digest(path))[:8] for path in (config.draft, *config.prompts))
-    asked = acceptance.Config(
-        model=bundle.name,
-        method="draft",
-        settings=methods.Settings(config.draft_length, str(config.draft)),
-        prompts=config.prompts,
-        count=None,
-        longest_prompt=_LONGEST_PROMPT,
-        max_new_tokens=_NEW_TOKENS,
-        temperature=0.0,
-        rule=None,
-        batch=8,
-        seed=config.seed,
-        compare=False,
-        out=str(pathlib.Path(config.folder) / f"acceptance-{measured}.jsonl"),
-    )
-    found = acceptance.run(asked, bundle)
-    kept = ("max_new_tokens", "temperature", "longest_prompt", "left_out", "groups")
-    return {"draft_length": config.draft_length, **{name: found[name] for name in kept}}
-
-
-def card(
-    config: Config,
-    bundle: checkpoints.Bundle,
-    held: list[shards.Shard],
-    shape: distillation.Shape,
-    trained: Trained,
-    data_seconds: float,
-) -> dict[str, Any]:
-    """What a user of the draft should know of it."""
-    tokens = np.asarray(trained.frozen["tokens"])
-    unseen = [shard.text(row)[1] for shard in held for row in shard.rows(unseen=True)]
-    return {
-        "target": bundle.name,
-        "seed": config.seed,
-        "shape": dataclasses.asdict(shape),
-        "data": {
-            **dataclasses.asdict(config.texts),
-            "answer_tokens": sum(shard.answer_tokens for shard in held),
-            "conversations": sum(map(len, held)),
-            "held_out_conversations": len(unseen),
-            "minutes": data_seconds / 60,
-        },
-        "training": {
-            **dataclasses.asdict(config.schedule),
-            "optimizer": config.optimizer,
-            "batch_tokens": config.batch_tokens,
-            "loss": repr(trained.objective.loss)
-            if config.loss == "jensen_shannon"
-            else config.loss,
-            "features": config.features,
-            "copying": config.copying_weight(len(shape.layers)),
-            "copying_steps": _copying_steps(config, len(shape.layers)),
-            "accepted": config.accepted,
-            "on_policy": config.on_policy,
-            "start_from": config.start_from,
-            "epochs": trained.epochs,
-            "minutes": trained.seconds / 60,
-        },
-        "coverage": float(np.mean(np.isin(np.concatenate(unseen), tokens))),
-        "held_out": dict(trained.held_out),
-        "stopping": _stopping(config, bundle, trained),
-        "bytes": config.draft.stat().st_size,
-        "versions": binary.versions(),
-    }
-
-
-def _stopping(config: Config, bundle: checkpoints.Bundle, trained: Trained) -> dict[str, Any]:
-    """Where this draft had better stop, at this machine's costs, by replay of text held out."""
-    model = distillation.draft_model(trained.objective.config, trained.params, trained.frozen)
-    cost = step_costs.measured(bundle.target, drafters.model(model, config.draft_length))
-    texts = held_out.guesses(trained.objective, trained.params, trained.frozen, trained.unseen)
-    if not texts:
-        return {}
-    best, tried = stopping.choose(texts, cost, sorted({*_STOP_LENGTHS, config.draft_length}))
-    always = [row for row in tried if row.stop_below is None and row.stop_above is None]
-    return {
-        "cost": dataclasses.asdict(cost),
-        "best": dataclasses.asdict(best),
-        "never": [dataclasses.asdict(row) for row in always],
-    }
 
 
 def _say(text: str) -> None:

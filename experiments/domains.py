@@ -18,8 +18,10 @@ from experiments import (
     acceptance,
     binary,
     distill_config,
+    distill_run,
     distill_stages,
     methods,
+    prompt_files,
     step_costs,
     targets,
 )
@@ -46,6 +48,7 @@ class Config:
     steps: int
     rate: float
     batch: int
+    batch_tokens: int
     max_new_tokens: int
     draft_length: int
     seed: int
@@ -58,30 +61,24 @@ class Config:
 
 def tune(config: Config, bundle: checkpoints.Bundle, domain: str) -> dict[str, Any]:
     """Goes on training the generic draft on one domain; the card of what comes out."""
-    found, _, tokens = checkpoints.drafts.weights(config.draft, bundle)
     # Domains that work on others' answers need those too.
     needed = data.needed(domain)
-    return distill_stages.run(
-        distill_config.Config(
-            folder=str(pathlib.Path(config.folder) / domain),
-            tokens=config.tokens,
-            texts=data.Settings(
-                seed=config.seed,
-                domains=(domain,) if needed is None else (needed, domain),
-                batch=config.batch,
-            ),
-            layers=tuple(range(found.num_layers)),
-            feed_forward=found.intermediate_size,
-            vocabulary=len(tokens),
-            steps=config.steps,
-            rate=config.rate,
-            start_from=config.draft,
-            draft_length=config.draft_length,
+    asked = distill_config.Config(
+        folder=str(pathlib.Path(config.folder) / domain),
+        tokens=config.tokens,
+        texts=data.Settings(
             seed=config.seed,
+            domains=(domain,) if needed is None else (needed, domain),
+            batch=config.batch,
         ),
-        bundle,
-        "python -m experiments.domains",
+        steps=config.steps,
+        rate=config.rate,
+        batch_tokens=config.batch_tokens,
+        draft_length=config.draft_length,
+        seed=config.seed,
     )
+    asked = distill_stages.of_draft(asked, bundle, config.draft)
+    return distill_run.run(asked, bundle, "python -m experiments.domains")
 
 
 def measure(config: Config, bundle: checkpoints.Bundle, draft: str) -> dict[str, dict[str, Any]]:
@@ -91,7 +88,7 @@ def measure(config: Config, bundle: checkpoints.Bundle, draft: str) -> dict[str,
         acceptance.Config(
             model=config.model,
             method="draft",
-            settings=methods.Settings(config.draft_length, draft),
+            settings=methods.Settings(config.draft_length, draft, stop="never"),
             prompts=config.prompts,
             count=config.count,
             longest_prompt=1536,
@@ -121,6 +118,7 @@ def break_even(minutes: float, step_seconds: float, generic: float, tuned: float
 
 def run(config: Config) -> dict[str, Any]:
     """The report, ready for JSON."""
+    prompt_files.read(*config.prompts)
     binary.start()
     bundle = targets.load(config.model)
     drafts = {"generic": config.draft}
@@ -189,6 +187,8 @@ def table(report: Mapping[str, Any]) -> str:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
+    binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
+    binary.refuse(binary.FILES, binary.OUT)
     return Config(
         model=binary.MODEL.value,
         draft=str(binary.given(binary.DRAFT, methods.SHIPPED)),
@@ -200,8 +200,9 @@ def config_from_flags() -> Config:
         steps=binary.given(binary.STEPS, 250),
         rate=binary.given(binary.RATE, 2e-3),
         batch=binary.given(binary.BATCH, data.Settings.batch),
+        batch_tokens=binary.BATCH_TOKENS.value,
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
-        draft_length=int(binary.draft_length() or 5),
+        draft_length=binary.draft_length_or(5),
         seed=binary.SEED.value,
     )
 

@@ -39,8 +39,8 @@ class Settings:
         `specjax.load` takes; None takes the method's own.
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
       stop: how unsure of its next token a draft model stops: `maximum:P`, its largest probability
-        below P, `entropy:H`, above H nats, or `never`; None is `never`, but with the draft length
-        left out too, both are what the draft's card found best.
+        below P, `entropy:H`, above H nats, or `never`; None is what the draft's card found best,
+        and `never` without a card or where lengths are chosen on the way.
     """
 
     draft_length: int | str | None = None
@@ -128,7 +128,10 @@ def decoder(
         longest,
         decoding.rule_for(bundle.target, longest, rule),
         choices,
-        step_costs.measured(bundle.target, longest),
+        # One that stops drafts fewer tokens than its nodes, and would seem to be cheap.
+        step_costs.measured(
+            bundle.target, build(name, bundle, dataclasses.replace(settings, stop=None))
+        ),
     )
 
 
@@ -214,12 +217,14 @@ def _stop(settings: Settings) -> tuple[float | None, float | None]:
 
 
 def resolved(name: str, settings: Settings) -> Settings:
-    """With what the draft's card found best on text held out, where nothing else is asked for.
+    """With what the draft's card found best on text held out, of what is not asked for.
 
     Raises:
       ValueError: a card that cannot be read.
     """
-    if name != "draft" or settings.draft_length is not None or settings.stop is not None:
+    if name != "draft" or settings.draft_length == "auto":
+        return settings
+    if settings.draft_length is not None and settings.stop is not None:
         return settings
     path = pathlib.Path(SHIPPED if settings.draft is None else settings.draft)
     made = read_card(path)
@@ -232,7 +237,11 @@ def resolved(name: str, settings: Settings) -> Settings:
             stop = f"maximum:{best['stop_below']!r}"
         elif best["stop_above"] is not None:
             stop = f"entropy:{best['stop_above']!r}"
-        return dataclasses.replace(settings, draft_length=int(best["length"]), stop=stop)
+        return dataclasses.replace(
+            settings,
+            draft_length=settings.draft_length or int(best["length"]),
+            stop=settings.stop or stop,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(_no_card(path, error)) from error
 

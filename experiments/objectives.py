@@ -18,8 +18,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import binary, distill_config, distill_stages, methods, targets
-from specjax import checkpoints
-from specjax.training import data, distillation
+from specjax.training import data
 
 flags.adopt_module_key_flags(binary)
 
@@ -38,15 +37,8 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
     """The report, ready for JSON."""
     binary.start()
     bundle = targets.load(model)
-    found, _, tokens = checkpoints.drafts.weights(draft, bundle)
-    config = dataclasses.replace(
-        config,
-        layers=tuple(range(found.num_layers)),
-        feed_forward=found.intermediate_size,
-        vocabulary=len(tokens),
-        start_from=draft,
-    ).of(bundle.config)
-    held = data.read(pathlib.Path(config.folder) / "data")
+    config = distill_stages.of_draft(config, bundle, draft)
+    held = data.read(pathlib.Path(config.folder) / "data", bundle)
     if not held:
         held, _ = distill_stages.generate(config, bundle)
     folder = pathlib.Path(config.folder) / "objectives"
@@ -61,19 +53,12 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
                 folder / f"{name.replace(', ', '-')}-{config.steps}-{config.rate:g}",
             )
         rows.append({"loss": name, "minutes": trained.seconds / 60, **trained.held_out})
-    before = _before(config, bundle, held)
+    before = distill_stages.measure(config, bundle, held)
     report = {"draft": draft, "steps": config.steps, "before": before, "rows": rows}
     report["versions"] = binary.versions()
     path = folder / "objectives.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
-
-
-def _before(config: distill_config.Config, bundle, held) -> dict[str, float]:
-    """What the draft measures as it comes."""
-    objective = config.objective(distillation.configure(bundle.config, config.shape))
-    params, frozen = distill_stages.begin(config, bundle, held, config.shape)
-    return distill_stages.measure(config, objective, params, frozen, held)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -89,6 +74,8 @@ def table(report: dict[str, Any]) -> str:
 
 def config_from_flags() -> distill_config.Config:
     """Reads the flags; ValueError names the one that is wrong."""
+    binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
+    binary.refuse(binary.PROMPTS, binary.FILES)
     return distill_config.Config(
         folder=binary.folder(),
         tokens=binary.given(binary.TOKENS, distill_config.Config.tokens),
@@ -102,7 +89,7 @@ def config_from_flags() -> distill_config.Config:
         rate=binary.given(binary.RATE, 2e-3),
         batch_tokens=binary.BATCH_TOKENS.value,
         features=0.0,
-        draft_length=int(binary.draft_length() or distill_config.Config.draft_length),
+        draft_length=binary.draft_length_or(distill_config.Config.draft_length),
         seed=binary.SEED.value,
     )
 

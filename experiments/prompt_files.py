@@ -1,6 +1,7 @@
 """Prompts to measure on: JSON lines in the form of Spec-Bench, or the built-in ones."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -22,6 +23,12 @@ class Prompt:
     question: Any
     group: str
     turns: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Tells it from all others, whatever their files call them."""
+        told = json.dumps([self.group, self.question, self.turns])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def read(*paths: str) -> list[Prompt]:

@@ -18,17 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments import binary, methods, targets
+from experiments import binary, distill_config, distill_stages, methods, targets
 from specjax import checkpoints, types
 from specjax.models import transformer
 from specjax.training import (
     batches,
     core,
+    curves,
     data,
-    distillation,
     fitting,
     folders,
-    held_out,
     losses,
     tuning,
 )
@@ -132,6 +131,15 @@ def realigned(
     config: Config, bundle: checkpoints.Bundle, steps: int
 ) -> tuple[dict[str, Any], list[batches.Batch]]:
     """The draft on a tuned target, before and after a short realignment; and what it saw last."""
+    asked = distill_config.Config(
+        folder=config.folder,
+        steps=config.steps,
+        rate=config.rate,
+        batch_tokens=config.batch_tokens,
+        draft_length=config.draft_length,
+        seed=config.seed,
+    )
+    asked = distill_stages.of_draft(asked, bundle, config.draft)
     held = data.generate(
         bundle,
         pathlib.Path(config.folder) / f"data-{steps}",
@@ -144,43 +152,16 @@ def realigned(
             is_rounded=False,
         ),
     )
-    found, weights, tokens = checkpoints.drafts.weights(config.draft, bundle)
-    shape = distillation.Shape(tuple(range(found.num_layers)), found.intermediate_size, len(tokens))
-    _, frozen = distillation.begin(bundle, shape, tokens)
-    objective = distillation.Distillation(found, features=0.5)
-    params = {name: weights[name] for name in ("layers", "norm")}
-    order = batches.Batches(held, config.batch_tokens, config.seed, unseen=True)
-    seen_last = [order(index) for index in range(min(order.per_epoch, 16))]
-
-    def measure(params):
-        return held_out.measure(objective, params, frozen, seen_last, config.draft_length)
-
-    before = measure(params)
-    state = fitting.fit(
-        objective,
-        params,
-        frozen,
-        batches.Batches(held, config.batch_tokens, config.seed),
-        core.Schedule(config.steps, config.rate, warmup=20),
-        pathlib.Path(config.folder) / f"draft-{steps}",
-        seed=config.seed,
-        optimizer=core.MUON,
-        settings={
-            "draft": folders.digest(config.draft),
-            "strength": steps,
-            "tokens": config.tokens,
-            "steps": config.steps,
-            "rate": config.rate,
-            "optimizer": "muon",
-            "batch_tokens": config.batch_tokens,
-            "seed": config.seed,
-        },
+    before = distill_stages.measure(asked, bundle, held)
+    trained = distill_stages.train(
+        asked, bundle, held, asked.shape, pathlib.Path(config.folder) / f"draft-{steps}"
     )
-    minutes = fitting.read_metrics(pathlib.Path(config.folder) / f"draft-{steps}")[-1]["seconds"]
-    return (
-        {"before": before, "after": measure(state.average), "realignment_minutes": minutes / 60},
-        seen_last,
-    )
+    row = {
+        "before": before,
+        "after": trained.held_out,
+        "realignment_minutes": trained.seconds / 60,
+    }
+    return row, trained.unseen
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -188,6 +169,10 @@ def run(config: Config) -> dict[str, Any]:
     binary.start()
     bundle = targets.load(config.model)
     rows = []
+    # What can be said of them is said before anything long.
+    curves.check()
+    for path in config.files:
+        folders.digest(path)
     for steps in (0, *config.strengths):
         with binary.Progress(f"target after {steps} updates"):
             changed = tuned(config, bundle, steps) if steps else bundle
@@ -237,6 +222,8 @@ def table(report: dict[str, Any]) -> str:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
+    binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
+    binary.refuse(binary.PROMPTS, binary.DOMAINS)
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     files = binary.FILES.value or [str(library / f"{name}.py") for name in _LIBRARY]
     try:
@@ -257,7 +244,7 @@ def config_from_flags() -> Config:
         batch_tokens=binary.BATCH_TOKENS.value,
         window=_WINDOW.value,
         rows=_ROWS.value,
-        draft_length=int(binary.draft_length() or 5),
+        draft_length=binary.draft_length_or(5),
         seed=binary.SEED.value,
     )
 

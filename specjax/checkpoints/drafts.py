@@ -34,7 +34,7 @@ def write(
     """Writes a draft in bfloat16.
 
     Args:
-      path: of the safetensors file; an older one is overwritten.
+      path: of the safetensors file; an older one stays until this one is whole.
       bundle: the target.
       config: the draft's.
       params: what is not the target's own: `layers`, `norm`, and perhaps `head`.
@@ -57,7 +57,9 @@ def write(
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors[_TABLE] = jnp.asarray(tokens, jnp.int32)
         # One entry, since the library writes several in any order.
-        library.save_file(tensors, str(path), {_KEY: json.dumps(described)})
+        part = path.with_name(path.name + ".part")
+        library.save_file(tensors, str(part), {_KEY: json.dumps(described)})
+        part.replace(path)
     except (OSError, optional.require("safetensors").SafetensorError) as error:
         raise ValueError(f"{path} could not be written: {error}") from error
 
@@ -146,12 +148,10 @@ def weights(
                 f"{path} is a draft for a target of {name}={getattr(config, name)}, and "
                 f"{bundle.name!r} has {getattr(target, name)}"
             )
-    strange = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
-    if strange.size:
-        raise ValueError(
-            f"{path}: the vocabulary table holds token {strange[0]}, outside the vocabulary "
-            f"0…{config.vocab_size - 1}"
-        )
+    try:
+        reduced.check_table(tokens, config.head_rows or config.vocab_size, config.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     own = bundle.target.params
     held: dict[str, Any] = {"embed": own["embed"]}
     if huggingface.stored_name(("head", "kernel")) not in stored:

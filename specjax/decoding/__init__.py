@@ -18,7 +18,7 @@ from specjax.decoding.generation import (
     stream,
 )
 from specjax.decoding.plain import NOTHING
-from specjax.decoding.speculative import run, step
+from specjax.decoding.speculative import pass_widths, run, step
 from specjax.decoding.start import init
 from specjax.decoding.state import (
     DecodeResult,
@@ -52,6 +52,7 @@ __all__ = [
     "generate_automatically",
     "init",
     "no_statistics",
+    "pass_widths",
     "record",
     "rule_for",
     "run",

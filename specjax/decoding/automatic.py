@@ -111,7 +111,9 @@ def generate_automatically(
     """Decodes as `generate` does, with draft lengths chosen on the way.
 
     The text has the law of plain decoding: a length hangs on what was accepted before its draft is
-    made, never on the draft.
+    made, never on the draft. It hangs on the acceptance of all rows and on the costs, though, so
+    under a rule that draws otherwise for another length (every one but `match` and `coupled`, at a
+    temperature) the text of one key is another in another batch, or at other costs.
 
     Args:
       target: the model whose law is kept.
@@ -179,6 +181,12 @@ class AutomaticStream(generation.TokenStream):
             start.check_state(drafter, state)
         super().__init__(target, _longest(choices), request, state, rule, steps)
         self._choices, self._cost, self._depth = dict(choices), cost, max(choices)
+        depth = self._statistics.tested.shape[1]
+        if depth != self._depth:
+            raise ValueError(
+                f"choices[{self._depth}] drafts a tree of depth {depth}; "
+                "only chains have a length to choose"
+            )
         # A rule left open is picked for each length by itself: they draft alike.
         self._asked, self._steps = rule, steps
 

@@ -5,17 +5,18 @@ and trees. Plain decoding is this loop with nothing drafted.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import sampling, types, verification
+from specjax import sampling, trees, types, verification
 from specjax.decoding import finish as finishes
 from specjax.decoding import state as states
 
-__all__ = ["check_room", "prefill", "propose", "run", "step"]
+__all__ = ["check_room", "pass_widths", "prefill", "propose", "run", "step"]
 
 
 def prefill(
@@ -201,6 +202,14 @@ def check_room(nodes: int, state: states.DecodeState) -> None:
         )
 
 
+def pass_widths(nodes: int) -> tuple[int, ...]:
+    """Tokens of a target's pass, its root with what a chain of so many nodes may hold.
+
+    A pass takes the least of them that holds every row's draft. Each is compiled, so there are few.
+    """
+    return (1, nodes + 1) if nodes < 4 else (1, nodes // 2 + 1, nodes + 1)
+
+
 def _forward(
     target: types.LanguageModel,
     cache: Any,
@@ -208,25 +217,29 @@ def _forward(
     draft: types.Draft,
     taps: tuple[int, ...],
 ) -> tuple[types.ModelOutput, Any]:
-    """The target's pass over root and nodes; over the root alone when no row drafted anything."""
+    """The target's pass over root and nodes, or over those first ones that some row drafted."""
+    size = draft.tree.size
+    whole = functools.partial(target.apply, target.params, tokens, cache, draft.tree, taps)
+    if size == 0 or draft.passengers:
+        return whole()
 
-    def wide():
-        return target.apply(target.params, tokens, cache, draft.tree, taps)
-
-    def narrow():
-        result = target.apply(target.params, tokens[:, :1], cache, None, taps)
-        size = draft.tree.size
+    def first(width: int) -> tuple[types.ModelOutput, Any]:
+        tree = None if width == 1 else trees.chain(width - 1)
+        result = target.apply(target.params, tokens[:, :width], cache, tree, taps)
 
         def fill(leaf):
-            return jnp.pad(leaf, [(0, 0), (0, size)] + [(0, 0)] * (leaf.ndim - 2))
+            return jnp.pad(leaf, [(0, 0), (0, 1 + size - width)] + [(0, 0)] * (leaf.ndim - 2))
 
         return jax.tree.map(fill, result)
 
-    if draft.tree.size == 0 or draft.passengers:
-        return wide()
+    # Nodes of a tree that are left out leave gaps, those of a chain none.
+    widths = pass_widths(size) if draft.tree.is_chain else (1, size + 1)
+    needed = 1 + jnp.max(jnp.sum(draft.present, axis=1, dtype=jnp.int32))
+    shortest = jnp.sum(needed > np.asarray(widths[:-1], np.int32), dtype=jnp.int32)
     # The branches read the cache and return entries only: a cache returned from a branch would be
     # copied.
-    return jax.lax.cond(jnp.any(draft.present), wide, narrow)
+    shorter = [functools.partial(first, width) for width in widths[:-1]]
+    return jax.lax.switch(shortest, [*shorter, whole])
 
 
 def _commit(

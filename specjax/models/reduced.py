@@ -16,7 +16,7 @@ from flax import struct
 
 from specjax import types
 
-__all__ = ["Reduced", "reduced_vocabulary"]
+__all__ = ["Reduced", "check_table", "reduced_vocabulary"]
 
 
 @struct.dataclass
@@ -48,19 +48,7 @@ def reduced_vocabulary(
         model has logits.
     """
     tokens = np.asarray(tokens)
-    if tokens.shape != (model.vocab_size,):
-        raise ValueError(
-            f"the vocabulary table has shape {tokens.shape}, and the model's head "
-            f"{model.vocab_size} rows"
-        )
-    strange = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if strange.size:
-        raise ValueError(
-            f"the vocabulary table holds token {strange[0]}, outside the vocabulary "
-            f"0…{vocab_size - 1}"
-        )
-    if len(np.unique(tokens)) != len(tokens):
-        raise ValueError("the vocabulary table lists a token twice")
+    check_table(tokens, model.vocab_size, vocab_size)
     place = np.full(vocab_size, len(tokens), np.int32)
     place[tokens] = np.arange(len(tokens))
     return dataclasses.replace(
@@ -70,6 +58,34 @@ def reduced_vocabulary(
         resume=None if model.resume is None else _Resume(model.resume),
         vocab_size=vocab_size,
     )
+
+
+def check_table(tokens: np.ndarray, rows: int, vocab_size: int) -> None:
+    """Holds a table of tokens against a head's rows.
+
+    Args:
+      tokens: int[M], the token of each row.
+      rows: of the head.
+      vocab_size: V.
+
+    Raises:
+      ValueError: another number of tokens than rows, or what is no whole number, lies outside the
+        vocabulary, or is listed twice.
+    """
+    if tokens.shape != (rows,):
+        raise ValueError(
+            f"the vocabulary table has shape {tokens.shape}, and the model's head {rows} rows"
+        )
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(f"the vocabulary table holds {tokens.dtype}, not whole numbers")
+    strange = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if strange.size:
+        raise ValueError(
+            f"the vocabulary table holds token {strange[0]}, outside the vocabulary "
+            f"0…{vocab_size - 1}"
+        )
+    if len(np.unique(tokens)) != len(tokens):
+        raise ValueError("the vocabulary table lists a token twice")
 
 
 def _spread(output: types.ModelOutput, place: jax.Array) -> types.ModelOutput:

@@ -6,6 +6,7 @@ ends with the same shards.
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +97,11 @@ class Settings:
                 )
         if "files" in self.domains and not self.files:
             raise ValueError("domain 'files' continues text files; name some")
+        if self.files and "files" not in self.domains:
+            raise ValueError(
+                f"files={self.files} are continued in the domain 'files', which is not among "
+                f"domains={self.domains}"
+            )
         if not self.temperatures or min(self.temperatures) < 0:
             raise ValueError(f"temperatures={self.temperatures} must be some numbers, 0 or more")
         for name in (
@@ -142,7 +148,8 @@ def generate(
       folder: where the shards go; holds those of one setting only.
       tokens: answer tokens wanted, those already there included.
       settings: what to generate; None is the generic mixture with seed 0.
-      budget_seconds: the time there is for it, or None.
+      budget_seconds: the time there is for it in this run, or None; looked at from the second
+        shard on.
       report: called after every shard.
 
     Returns:
@@ -152,7 +159,7 @@ def generate(
       ValueError: other settings than the folder's, more tokens than the budget allows (the message
         says how long they would take), a damaged shard, or a full disk.
     """
-    settings = Settings() if settings is None else settings
+    settings = effective(Settings() if settings is None else settings)
     types.whole("tokens", tokens, 1)
     folder = pathlib.Path(folder)
     target = _target(bundle, settings)
@@ -165,39 +172,48 @@ def generate(
     made: list[shards.Shard] = []
     recorder = recording.recorder(target, settings.taps, settings.top)
     files = _files(settings.files, bundle)
-    began, before = time.monotonic(), 0
+    began, fresh = time.monotonic(), 0
+    mark, counted = began, 0
     while (done := _count(made)) < tokens:
         index = len(made)
         path = folder / _name(index)
         if path.exists():
             made.append(shards.read(path))
-            before += made[-1].answer_tokens
+            mark, counted = time.monotonic(), _count(made)
             continue
         domain = settings.domains[index % len(settings.domains)]
         asked = _prompts(bundle, settings, index, domain, made, files)
         shards.write(path, domain, _answers(target, settings, index, asked, recorder))
         made.append(shards.read(path))
-        done = _count(made)
-        seconds = time.monotonic() - began
-        rate = (done - before) / seconds
+        done, now = _count(made), time.monotonic()
+        rate = (done - counted) / (now - mark)
         left = max(tokens - done, 0) / rate
         report(Progress(len(made), done, tokens, rate, left))
-        if budget_seconds is not None and seconds + left > budget_seconds:
+        fresh += 1
+        if fresh == 1:
+            # It holds the compilation, which tells nothing of what is to come.
+            mark, counted = now, done
+            continue
+        spare = math.inf if budget_seconds is None else max(budget_seconds - (now - began), 0)
+        if done < tokens and left > spare:
             raise ValueError(
                 f"{tokens} tokens do not fit the budget: at {rate:.0f} tokens a second "
-                f"{tokens - done} more take {left / 60:.0f} minutes, of which "
-                f"{max(budget_seconds - seconds, 0) / 60:.0f} are left; ask for "
-                f"{done + int(rate * max(budget_seconds - seconds, 0))}, or give more time"
+                f"{tokens - done} more take {left / 60:.0f} minutes, of which {spare / 60:.0f} are "
+                f"left; ask for {done + int(rate * spare)}, or give more time"
             )
     return made
 
 
-def read(folder: pathlib.Path | str) -> list[shards.Shard]:
+def read(folder: pathlib.Path | str, bundle: checkpoints.Bundle) -> list[shards.Shard]:
     """The shards of a folder, in order, up to the first that is not there.
 
     Raises:
       ShardError: one of them is damaged.
+      ValueError: another target wrote them.
     """
+    folders.check(
+        pathlib.Path(folder) / _SETTINGS, {"target": folders.fingerprint(bundle.target.params)}
+    )
     made = []
     while (path := pathlib.Path(folder) / _name(len(made))).exists():
         made.append(shards.read(path))
@@ -219,9 +235,16 @@ def needed(domain: str) -> str | None:
     return "passage" if domain in prompts.NEEDS_PASSAGES else None
 
 
+def effective(settings: Settings) -> Settings:
+    """With `is_rounded` as it is on this machine, where it may mean nothing."""
+    return dataclasses.replace(
+        settings, is_rounded=settings.is_rounded and policies.for_training().rounded
+    )
+
+
 def _target(bundle: checkpoints.Bundle, settings: Settings) -> types.LanguageModel:
     """The target as it writes."""
-    if not settings.is_rounded or not policies.for_training().rounded:
+    if not settings.is_rounded:
         return bundle.target
     # Norms and attention are the backend's own, which read the cache once.
     policy = dataclasses.replace(policies.for_backend(), rounded=True)

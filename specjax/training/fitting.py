@@ -15,6 +15,8 @@ __all__ = ["TrainingError", "fit", "read_metrics"]
 
 _METRICS = "metrics.jsonl"
 _SETTINGS = "training.json"
+# Of keys: others of the same seed drew the text.
+_STREAM = 0x5EED0001
 
 
 class TrainingError(ValueError):
@@ -68,7 +70,7 @@ def fit(
     """
     folder = pathlib.Path(folder)
     folders.claim(folder / _SETTINGS, settings or {})
-    key = jax.random.key(seed)
+    key = jax.random.fold_in(jax.random.key(seed), _STREAM)
     state = core.init(params, optimizer)
     if mesh is not None:
         state, frozen = (core.place(tree, mesh, rows=False) for tree in (state, frozen))
@@ -140,7 +142,8 @@ def _forget_after(path: pathlib.Path, step: int) -> float:
     if not path.exists():
         return 0.0
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in lines:
         try:
             made = json.loads(line)
         except ValueError:  # a kill may leave half a line
@@ -148,5 +151,6 @@ def _forget_after(path: pathlib.Path, step: int) -> float:
         if made["step"] > step:
             break
         kept.append(made)
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    if len(kept) < len(lines):
+        folders.write(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept[-1]["seconds"] if kept else 0.0

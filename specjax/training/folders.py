@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["claim", "digest", "fingerprint"]
+__all__ = ["check", "claim", "digest", "fingerprint", "write"]
 
 
 def digest(path: pathlib.Path | str | None) -> str | None:
@@ -36,6 +37,22 @@ def fingerprint(params: Any) -> str:
     return found.hexdigest()
 
 
+def write(path: pathlib.Path | str, text: str) -> None:
+    """Writes a whole file of text in the place of what stood there, or leaves that as it was.
+
+    Raises:
+      ValueError: it cannot be written, as on a full disk.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(f"{path} cannot be written: {error}; make room, and run again") from error
+
+
 def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings where none stand yet, with the folder, and refuses others.
 
@@ -50,14 +67,35 @@ def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     own = json.loads(json.dumps(settings))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(json.dumps(own, indent=1), encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}; give another folder") from error
-    for name in sorted({*own, *found}):
-        if own.get(name) != found.get(name):
+    except OSError as error:
+        raise ValueError(_useless(path, error)) from error
+    if not path.exists():
+        write(path, json.dumps(own, indent=1))
+    # What stands there and is not asked for is another run's too.
+    check(path, dict.fromkeys(_read(path)) | own)
+
+
+def check(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Holds settings against those that stand in a folder, where there are any.
+
+    Raises:
+      ValueError: one of them is another; the message names both values and the remedy.
+    """
+    found = _read(path) if path.exists() else settings
+    for name in sorted(settings):
+        if settings[name] != found.get(name):
             raise ValueError(
                 f"{path.parent} holds what was made with {name}={found.get(name)!r}, and "
-                f"{own.get(name)!r} is asked for; give another folder, or the same settings"
+                f"{settings[name]!r} is asked for; give another folder, or the same settings"
             )
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(_useless(path, error)) from error
+
+
+def _useless(path: pathlib.Path, error: Exception) -> str:
+    return f"{path} cannot be used: {error}; give another folder"

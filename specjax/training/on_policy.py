@@ -15,13 +15,15 @@ import numpy as np
 
 from specjax import checkpoints, decoding, types
 from specjax.models import policy as policies
-from specjax.models import transformer
+from specjax.models import products, transformer
 from specjax.training import batches, distillation
 
 __all__ = ["OnPolicy", "judge"]
 
 # Answer places whose whole laws are held at a time, for their normalizers.
 _CHUNK = 256
+# Of keys: others of the same seed are the objective's and those of recorded text.
+_STREAM = 0x5EED0002
 
 
 class OnPolicy:
@@ -65,7 +67,8 @@ class OnPolicy:
         )
         self._recorded, self._share = recorded, share
         self._every = types.whole("every", every, 1)
-        self._temperature, self._seed = temperature, seed
+        self._temperature = temperature
+        self._key = jax.random.fold_in(jax.random.key(seed), _STREAM)
         self._block: tuple[int, dict[int, batches.Batch]] = (-1, {})
 
     def __call__(self, step: int, params: Any) -> batches.Batch:
@@ -90,7 +93,7 @@ class OnPolicy:
         result = decoding.autoregressive(
             draft,
             prompts,
-            key=jax.random.fold_in(jax.random.key(self._seed), step),
+            key=jax.random.fold_in(self._key, step),
             max_new_tokens=answers,
             sampling=types.Sampling(self._temperature),
             eos=list(self._bundle.target.eos_ids),
@@ -100,7 +103,8 @@ class OnPolicy:
         tokens = np.asarray(result.tokens)[:, :width]
         tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
         start, length = np.asarray(result.start), np.asarray(result.length)
-        return judge(self._judging, tokens, start, length - start, answers)
+        policy = policies.for_training()
+        return judge(self._judging, tokens, start, length - start, answers, policy)
 
 
 def judge(
@@ -109,6 +113,7 @@ def judge(
     start: np.ndarray,
     length: np.ndarray,
     answers: int,
+    policy: policies.Policy,
 ) -> batches.Batch:
     """The target's laws of texts that something else wrote, rounded as its policy rounds.
 
@@ -117,8 +122,9 @@ def judge(
       tokens: int32[B, T].
       start, length: int32[B], where the answers begin, and their lengths.
       answers: A, the longest answer's length.
+      policy: the target's.
     """
-    features, normalizer = _judge(target, tokens, start, answers)
+    features, normalizer = _judge(target, tokens, start, answers, policy)
     return batches.Batch(
         tokens=tokens,
         start=start,
@@ -129,8 +135,8 @@ def judge(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("answers",))
-def _judge(target, tokens, start, answers: int):
+@functools.partial(jax.jit, static_argnames=("answers", "policy"))
+def _judge(target, tokens, start, answers: int, policy: policies.Policy):
     rows = tokens.shape[0]
     cache = target.init_cache(rows, 1)
     output, _ = target.apply(target.params, tokens, cache, None, (target.num_layers,))
@@ -142,7 +148,8 @@ def _judge(target, tokens, start, answers: int):
     padded = jnp.pad(flat, ((0, -flat.shape[0] % _CHUNK), (0, 0)))
 
     def normalize(some):
-        return jax.nn.logsumexp((some @ head.T).astype(jnp.float32), axis=-1)
+        (logits,) = products.products(some[None], [head], policy)
+        return jax.nn.logsumexp(logits[0].astype(jnp.float32), axis=-1)
 
     # In parts: all places' logits at once would be the largest array of all.
     found = jax.lax.map(normalize, padded.reshape(-1, _CHUNK, flat.shape[1]))

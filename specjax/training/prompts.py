@@ -114,7 +114,7 @@ def _editing(generator: np.random.Generator, passages: Sequence[str]) -> str:
 def _summarisation(generator: np.random.Generator, passages: Sequence[str]) -> str:
     count = generator.integers(1, 5)
     forms = (
-        "Summarize: {}",
+        "Sum up: {}",
         "Summarize the following text.\n\n{}",
         "{}\n\nWhat are the main points of this text?",
         f"Write a summary of {count} sentences of this article:\n\n{{}}",

@@ -38,25 +38,26 @@ class Counts:
 
     Attributes:
       emitted: tokens.
-      steps: target steps with a draft.
-      plain_steps: target steps without one.
+      drafted: target steps by the number of tokens drafted for them, 0…K.
       draft_steps: passes of the draft.
     """
 
     emitted: int
-    steps: int
-    plain_steps: int
+    drafted: tuple[int, ...]
     draft_steps: int
 
     @property
     def tau(self) -> float:
         """Accepted length: tokens a target step."""
-        return self.emitted / max(self.steps + self.plain_steps, 1)
+        return self.emitted / max(sum(self.drafted), 1)
 
-    def speedup(self, cost: decoding.Cost, length: int) -> float:
-        """Over plain decoding, at these costs, with a pass of K + 1 tokens for every draft."""
-        took = self.steps * (cost.of_pass(length + 1) + cost.overhead)
-        took += self.plain_steps * (1 + cost.overhead) + self.draft_steps * cost.draft
+    def speedup(self, cost: decoding.Cost) -> float:
+        """Over plain decoding, at these costs, in passes of the widths that decoding has."""
+        widths = decoding.pass_widths(len(self.drafted) - 1)
+        took = self.draft_steps * cost.draft
+        for drafted, steps in enumerate(self.drafted):
+            width = next(width for width in widths if width > drafted)
+            took += steps * (cost.of_pass(width) + cost.overhead)
         return self.emitted / max(took, 1e-9)
 
 
@@ -95,7 +96,8 @@ def replay(
       length: K.
       stop_below, stop_above: as `drafters.model` takes them.
     """
-    emitted = steps = plain_steps = draft_steps = 0
+    emitted = draft_steps = 0
+    steps = [0] * (length + 1)
     for text in texts:
         count = len(text.right)
         sure = np.ones(count, bool)
@@ -111,11 +113,11 @@ def replay(
             drafted = length if place + run[place] == count else min(int(run[place]), length)
             accepted = min(int(good[place]), length)
             draft_steps += min(drafted + 1, length)
-            steps, plain_steps = steps + (drafted > 0), plain_steps + (drafted == 0)
+            steps[drafted] += 1
             # The last step may offer more than the text has room for.
             step = min(accepted + 1, count - place)
             emitted, place = emitted + step, place + step
-    return Counts(emitted, steps, plain_steps, draft_steps)
+    return Counts(emitted, tuple(steps), draft_steps)
 
 
 def choose(
@@ -141,7 +143,7 @@ def choose(
     for length in lengths:
         for line in lines:
             counts = replay(texts, length, *line)
-            tried.append(Choice(length, *line, counts.tau, counts.speedup(cost, length)))
+            tried.append(Choice(length, *line, counts.tau, counts.speedup(cost)))
     return max(tried, key=lambda choice: choice.speedup), tried
 
 

@@ -88,7 +88,12 @@ def test_judged_text_has_the_laws_that_recording_gives(held):
     batch = batches.Batches(held, 1024, 0)(0)
     bundle = tasks.bundle()
     judged = on_policy.judge(
-        bundle.target, batch.tokens, batch.start, batch.length, batch.normalizer.shape[1]
+        bundle.target,
+        batch.tokens,
+        batch.start,
+        batch.length,
+        batch.normalizer.shape[1],
+        policies.for_backend(),
     )
     for row, length in enumerate(batch.length):
         for name in ("features", "normalizer"):
@@ -103,11 +108,10 @@ def test_judged_text_has_the_laws_that_recording_gives(held):
 def test_judged_text_has_nearly_those_laws_where_products_are_rounded(held):
     batch = batches.Batches(held, 1024, 0)(0)
     target = tasks.bundle().target
-    rounding = transformer.language_model(
-        tasks.bundle().config, target.params, policies.for_training()
-    )
+    policy = policies.for_training()
+    rounding = transformer.language_model(tasks.bundle().config, target.params, policy)
     judged = on_policy.judge(
-        rounding, batch.tokens, batch.start, batch.length, batch.normalizer.shape[1]
+        rounding, batch.tokens, batch.start, batch.length, batch.normalizer.shape[1], policy
     )
     present = np.arange(batch.normalizer.shape[1])[None] < batch.length[:, None]
     head = np.asarray(transformer.head_kernel(target.params), np.float32)

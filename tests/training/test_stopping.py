@@ -22,9 +22,9 @@ def test_by_hand():
     """1 1 0 | 1 1 1 1 | 0 | 1 by drafts of three, and the last token of a text."""
     text = guesses([1, 1, 0, 1, 1, 1, 1, 0, 1])
     counts = stopping.replay([text], 3)
-    assert (counts.emitted, counts.steps, counts.plain_steps, counts.draft_steps) == (9, 4, 0, 12)
+    assert (counts.emitted, counts.drafted, counts.draft_steps) == (9, (0, 0, 0, 4), 12)
     assert counts.tau == 9 / 4
-    assert counts.speedup(COST, 3) == pytest.approx(9 / (4 * COST.of_pass(4) + 12 * 0.1))
+    assert counts.speedup(COST) == pytest.approx(9 / (4 * COST.of_pass(4) + 12 * 0.1))
 
 
 def test_stopping_by_hand():
@@ -32,9 +32,17 @@ def test_stopping_by_hand():
     text = guesses([1, 1, 1, 0, 1], maximum=[0.9, 0.8, 0.3, 0.2, 0.9])
     counts = stopping.replay([text], 3, stop_below=0.5)
     # Two accepted and one more, by three passes; unsure after one: one token; the last, by three.
-    assert (counts.emitted, counts.steps, counts.plain_steps, counts.draft_steps) == (5, 2, 1, 7)
+    assert (counts.emitted, counts.drafted, counts.draft_steps) == (5, (1, 0, 1, 1), 7)
     same = stopping.replay([guesses(text.right, entropy=1 - text.maximum)], 3, stop_above=0.5)
     assert same == counts
+
+
+def test_short_drafts_take_narrow_passes():
+    """Drafts of 5 are verified in passes of 1, 3 or 6 tokens."""
+    counts = stopping.Counts(emitted=9, drafted=(1, 2, 3, 4, 5, 6), draft_steps=20)
+    wide, half = COST.of_pass(6), COST.of_pass(3)
+    assert counts.speedup(COST) == pytest.approx(9 / (20 * 0.1 + 1 + 5 * half + 15 * wide))
+    assert counts.tau == pytest.approx(9 / 21)
 
 
 def test_a_draft_that_knows_when_it_is_wrong_is_stopped_there():

@@ -1,0 +1,154 @@
+"""A whole distillation: its stages, the draft's file, and the card beside it."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments import acceptance, binary, distill_stages, methods, prompt_files, step_costs
+from experiments.distill_config import Config
+from specjax import checkpoints, drafters
+from specjax.training import curves, data, distillation, folders, held_out, shards, stopping
+
+__all__ = ["run"]
+
+# What acceptance is measured with.
+_LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
+_STOP_LENGTHS = (2, 3, 4, 5, 8)
+
+
+def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, Any]:
+    """All stages; writes the draft with its card, and returns the card."""
+    config = config.of(bundle.config)
+    # What can be said of it is said before hours are spent on data.
+    for shape in config.candidates or (config.shape,):
+        distillation.configure(bundle.config, shape)
+        config.copying_weight(len(shape.layers))
+    earlier = None
+    if config.start_from is not None:
+        checkpoints.drafts.weights(config.start_from, bundle)
+        earlier = methods.read_card(config.start_from)
+        if config.draft.resolve() == pathlib.Path(config.start_from).resolve():
+            raise ValueError(
+                f"--out={config.draft} is the draft that --start_from names; give another file, "
+                "or a run that is stopped could not go on"
+            )
+    prompt_files.read(*config.prompts)
+    if config.export is not None and not bundle.config.tied_embeddings:
+        raise ValueError("--export needs a target whose head is its embedding")
+    curves.check()
+    held, data_seconds = distill_stages.generate(config, bundle)
+    shape, candidates = distill_stages.choose(config, bundle, held)
+    trained = distill_stages.train(
+        config, bundle, held, shape, pathlib.Path(config.folder) / "training"
+    )
+    # No card stands beside a draft that it does not tell of.
+    config.draft.with_suffix(".json").unlink(missing_ok=True)
+    checkpoints.drafts.write(
+        config.draft, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
+    )
+    if config.export is not None:
+        checkpoints.drafts.export(config.draft, bundle, config.export)
+    made = _card(config, bundle, held, shape, trained, data_seconds)
+    made |= {"command": command, "candidates": candidates, "earlier": earlier}
+    _write_card(config, made)
+    if config.prompts:
+        made["acceptance"] = _acceptance(config, bundle)
+        _write_card(config, made)
+    return made
+
+
+def _write_card(config: Config, made: dict[str, Any]) -> None:
+    text = json.dumps(made, indent=1) + "\n"
+    folders.write(config.draft.with_suffix(".json"), text)
+
+
+def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
+    """Greedy acceptance by group of prompts, at the draft length, without a line to stop at."""
+    # Of this draft on these prompts, wherever they lie.
+    measured = "-".join(str(folders.digest(path))[:8] for path in (config.draft, *config.prompts))
+    asked = acceptance.Config(
+        model=bundle.name,
+        method="draft",
+        settings=methods.Settings(config.draft_length, str(config.draft), stop="never"),
+        prompts=config.prompts,
+        count=None,
+        longest_prompt=_LONGEST_PROMPT,
+        max_new_tokens=_NEW_TOKENS,
+        temperature=0.0,
+        rule=None,
+        batch=8,
+        seed=config.seed,
+        compare=False,
+        out=str(pathlib.Path(config.folder) / f"acceptance-{measured}.jsonl"),
+    )
+    found = acceptance.run(asked, bundle)
+    kept = ("max_new_tokens", "temperature", "longest_prompt", "left_out", "groups")
+    return {"draft_length": config.draft_length, **{name: found[name] for name in kept}}
+
+
+def _card(
+    config: Config,
+    bundle: checkpoints.Bundle,
+    held: list[shards.Shard],
+    shape: distillation.Shape,
+    trained: distill_stages.Trained,
+    data_seconds: float,
+) -> dict[str, Any]:
+    """What a user of the draft should know of it."""
+    tokens = np.asarray(trained.frozen["tokens"])
+    unseen = [shard.text(row)[1] for shard in held for row in shard.rows(unseen=True)]
+    return {
+        "target": bundle.name,
+        "seed": config.seed,
+        "shape": dataclasses.asdict(shape),
+        "data": {
+            **dataclasses.asdict(data.effective(config.texts)),
+            "answer_tokens": sum(shard.answer_tokens for shard in held),
+            "conversations": sum(map(len, held)),
+            "held_out_conversations": len(unseen),
+            "minutes": data_seconds / 60,
+        },
+        "training": {
+            **dataclasses.asdict(config.schedule),
+            "optimizer": config.optimizer,
+            "batch_tokens": config.batch_tokens,
+            "loss": repr(trained.objective.loss)
+            if config.loss == "jensen_shannon"
+            else config.loss,
+            "features": config.features,
+            "copying": config.copying_weight(len(shape.layers)),
+            "copying_steps": distill_stages.copying_steps(config, len(shape.layers)),
+            "accepted": config.accepted,
+            "on_policy": config.on_policy,
+            "start_from": config.start_from,
+            "start_from_sha256": folders.digest(config.start_from),
+            "epochs": trained.epochs,
+            "minutes": trained.seconds / 60,
+        },
+        "coverage": float(np.mean(np.isin(np.concatenate(unseen), tokens))),
+        "held_out": dict(trained.held_out),
+        "stopping": _stopping(config, bundle, trained),
+        "bytes": config.draft.stat().st_size,
+        "versions": binary.versions(),
+    }
+
+
+def _stopping(
+    config: Config, bundle: checkpoints.Bundle, trained: distill_stages.Trained
+) -> dict[str, Any]:
+    """Where this draft had better stop, at this machine's costs, by replay of text held out."""
+    model = distillation.draft_model(trained.objective.config, trained.params, trained.frozen)
+    cost = step_costs.measured(bundle.target, drafters.model(model, config.draft_length))
+    texts = held_out.guesses(trained.objective, trained.params, trained.frozen, trained.unseen)
+    if not texts:
+        return {}
+    best, tried = stopping.choose(texts, cost, sorted({*_STOP_LENGTHS, config.draft_length}))
+    always = [row for row in tried if row.stop_below is None and row.stop_above is None]
+    return {
+        "cost": dataclasses.asdict(cost),
+        "best": dataclasses.asdict(best),
+        "never": [dataclasses.asdict(row) for row in always],
+    }
