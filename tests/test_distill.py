@@ -143,7 +143,7 @@ def test_what_is_no_card_is_named(draft, tmp_path, text):
     copy.with_suffix(".json").write_text(text)
     with pytest.raises(ValueError, match=r"other.json is no card.*--draft_length"):
         methods.build("draft", targets.tiny(), methods.Settings(draft=str(copy)))
-    methods.build("draft", targets.tiny(), methods.Settings(draft=str(copy), draft_length=3))
+    methods.build("draft", targets.tiny(), methods.Settings(3, str(copy), stop="never"))
 
 
 def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):
@@ -163,10 +163,22 @@ def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):
     (tmp_path / "records").write_text("\n".join(lines[:3]) + "\n")
     again = json.loads(call(acceptance, *flags)[1].splitlines()[-1])
     assert again["groups"] == report["groups"]
+    # A kill may leave half a line; and a file may hold other prompts than those asked for.
+    (tmp_path / "records").write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
+    assert json.loads(call(acceptance, *flags)[1].splitlines()[-1])["groups"] == report["groups"]
+    fewer = json.loads(call(acceptance, *flags, "--count=1")[1].splitlines()[-1])
+    assert fewer["groups"]["overall"]["prompts"] == 2
     # The counts of a batch are those of each prompt alone, timed beside plain decoding.
     alone = [flag for flag in flags if "batch" not in flag and "out" not in flag] + ["--compare"]
     timed = json.loads(call(acceptance, *alone)[1].splitlines()[-1])
     assert timed["groups"]["overall"]["identical"] == 6
+    # Of texts that only share a law, nobody can say.
+    drawn = json.loads(call(acceptance, *alone, "--temperature=0.8")[1].splitlines()[-1])
+    assert drawn["groups"]["overall"]["identical"] is None
+    drawn = json.loads(
+        call(acceptance, *alone, "--temperature=0.8", "--rule=match")[1].splitlines()[-1]
+    )
+    assert drawn["groups"]["overall"]["identical"] == 6
     assert timed["groups"]["overall"]["tau"] == report["groups"]["overall"]["tau"]
 
 
@@ -210,6 +222,13 @@ def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
     assert (tmp_path / "staleness.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):
+    before = draft.read_bytes()
+    flags = [*TINY, *SHORT, f"--folder={tmp_path}", f"--start_from={draft}", f"--out={draft}"]
+    code, _, errors = call(distill, *flags)
+    assert code == 2 and "give another file" in errors and draft.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "module, flags, message",
     [
@@ -232,6 +251,13 @@ def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
         (staleness, ["--folder=x", "--strengths=a"], "--strengths=a"),
         (objectives, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere"),
         (distill, ["--model=tiny", "--folder=x", "--prompts=/nowhere"], "/nowhere"),
+        (distill, ["--folder=x", "--draft=y"], "--draft means nothing"),
+        (distill, ["--folder=x", "--draft_length=0"], "--draft_length=0"),
+        (distill, ["--model=tiny", "--folder=x", "--feed_forward=0"], "intermediate_size=0"),
+        (distill, ["--model=tiny", "--folder=x", "--draft_vocabulary=999"], "vocabulary=999"),
+        (distill, ["--model=tiny", "--folder=x", "--files=/nowhere"], "/nowhere"),
+        (domains, ["--model=tiny", "--folder=x", "--prompts=/nowhere"], "/nowhere"),
+        (staleness, ["--model=tiny", "--folder=x", "--files=/nowhere"], "/nowhere"),
         (distill, ["--folder=x", "--optimizer=sgd"], "--optimizer=sgd"),
         (
             distill,

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 import specjax
-from specjax import drafters, models, types, verification
+from specjax import decoding, drafters, models, types, verification
 from specjax.models import recurrent
 
 VOCAB, EOS, LENGTH = 3, 2, 5
@@ -43,12 +43,30 @@ def state_space(seed):
     return models.recurrent_model(recurrent.init_params(jax.random.key(seed), VOCAB, 8))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Without:
+    """A model whose head has no row for the token 1."""
+
+    apply: Any
+
+    def __call__(self, *given):
+        output, entries = self.apply(*given)
+        return dataclasses.replace(output, logits=output.logits[:, :, ::2]), entries
+
+
+def speaking_of_fewer(model):
+    fewer = dataclasses.replace(model, apply=_Without(model.apply), resume=None, vocab_size=2)
+    return models.reduced_vocabulary(fewer, np.asarray([0, 2]), VOCAB)
+
+
 MODELS = {"tabular": (tabular(1), tabular(2)), "recurrent": (state_space(3), state_space(4))}
 SPECULATION = {
     "token": ("token", lambda draft: drafters.model(draft, 3)),
     "block": ("block", lambda draft: drafters.model(draft, 3)),
     "block-stopping": ("block", lambda draft: drafters.model(draft, 3, stop_below=0.45)),
     "block-unsure": ("block", lambda draft: drafters.model(draft, 3, stop_above=1.0)),
+    "block-reduced": ("block", lambda draft: drafters.model(speaking_of_fewer(draft), 3)),
+    "token-reduced": ("token", lambda draft: drafters.model(speaking_of_fewer(draft), 3)),
     "match": ("match", lambda draft: drafters.prompt_lookup(3, shortest=1)),
 }
 
@@ -100,7 +118,7 @@ def prompts_of(batch):
     return tokens, lengths
 
 
-def counted(target, drafter, rule, decodes, options):
+def counted(target, drafter, rule, decodes, options, generate=specjax.generate):
     """How often each text followed each prompt, and the statistics of the last batch."""
     tokens, lengths = prompts_of(BATCH)
     prompt = np.arange(BATCH) % len(PROMPTS)
@@ -109,7 +127,7 @@ def counted(target, drafter, rule, decodes, options):
     )
     counts, statistics = [{} for _ in PROMPTS], None
     for run in range(decodes // BATCH):
-        result = specjax.generate(
+        result = generate(
             target,
             drafter,
             tokens,
@@ -148,9 +166,9 @@ def p_value(counts, law):
     return stats.chi2.sf(np.sum((seen - wanted) ** 2 / wanted), len(wanted) - 1)
 
 
-def checked(target, drafter, rule, decodes, options):
+def checked(target, drafter, rule, decodes, options, **others):
     """Holds the decodes to the law; the statistics of the last batch."""
-    counts, statistics = counted(target, drafter, rule, decodes, options)
+    counts, statistics = counted(target, drafter, rule, decodes, options, **others)
     for index, count in enumerate(counts):
         assert p_value(count, enumerated_law(target, index, options)) > 1e-9
     assert statistics is not None
@@ -176,6 +194,32 @@ def test_warped_decodes_have_the_warped_law_of_the_target(name):
     target, draft = MODELS["tabular"]
     rule, make = SPECULATION[name]
     assert_unequal_acceptance(checked(target, make(draft), rule, DECODES, WARPED))
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_lengths_chosen_on_the_way_keep_the_law(rule):
+    """Choices hang on what all rows accepted, so that they change from step to step."""
+    target, draft = MODELS["tabular"]
+    choices = {length: drafters.model(draft, length) for length in (1, 3)}
+    # Between the acceptance that is believed at first and the one that is found.
+    cost = decoding.Cost(0.3, ((1, 1.0), (4, 1.1)))
+    chosen = set()
+
+    def generate(target, choices, *given, **options):
+        make = decoding.automatic.best_length
+
+        def best_length(*asked):
+            chosen.add(make(*asked))
+            return make(*asked)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding.automatic, "best_length", best_length)
+            return decoding.generate_automatically(
+                target, choices, *given, cost=cost, steps=1, **options
+            )
+
+    checked(target, choices, rule, BATCH, PLAIN, generate=generate)
+    assert chosen == {1, 3}
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])

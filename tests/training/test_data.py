@@ -186,6 +186,7 @@ def test_recorder_refuses_what_the_target_does_not_have():
         ({"domains": ("editing", "passage")}, "'editing' works on what 'passage' gives"),
         ({"domains": ("open",)}, "'open' works on what 'user_turn' gives"),
         ({"domains": ("files",)}, "name some"),
+        ({"files": ("own.txt",)}, "not among domains="),
         ({"temperatures": (-1.0,)}, "temperatures"),
         ({"batch": 0}, "batch=0"),
         ({"batch": 7}, "no multiple of answers=2"),
@@ -212,6 +213,21 @@ def test_other_settings_are_refused(held, tmp_path):
 def test_more_than_the_budget_allows_says_how_long_it_would_take(tmp_path):
     with pytest.raises(ValueError, match=r"1000000000 tokens do not fit.*minutes.*ask for \d+"):
         data.generate(tasks.bundle(), tmp_path, 10**9, tasks.SETTINGS, budget_seconds=60)
+
+
+def test_a_budget_is_for_what_is_still_to_be_made(tmp_path, monkeypatch):
+    """What is there costs nothing, and the last shard is not refused for being the last."""
+    tasks.make(tmp_path, 300)
+    seconds = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(data.time, "monotonic", lambda: float(next(seconds)))
+    held = data.read(tmp_path, tasks.bundle())
+    count = sum(shard.answer_tokens for shard in held)
+    options = {"settings": tasks.SETTINGS, "budget_seconds": 1}
+    assert len(data.generate(tasks.bundle(), tmp_path, count, **options)) == len(held)
+    more = data.generate(tasks.bundle(), tmp_path, count + 1, **options)
+    assert len(more) == len(held) + 1
+    with pytest.raises(ValueError, match="do not fit the budget"):
+        data.generate(tasks.bundle(), tmp_path, 10 * count, **options)
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "features.npy", "shard.json"])

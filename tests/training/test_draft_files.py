@@ -109,11 +109,17 @@ def test_bad_draft_files_are_named(draft_file, tokens, tmp_path):
     with pytest.raises(ValueError, match="short.*no draft that can be read"):
         checkpoints.drafts.read(tmp_path / "short", bundle)
     objective, params, _ = tasks.begun(tokens)
-    strange = tokens.copy()
-    strange[-1] = 4000
-    checkpoints.drafts.write(tmp_path / "table", bundle, objective.config, params, strange)
-    with pytest.raises(ValueError, match="token 4000, outside the vocabulary 0…258"):
-        checkpoints.drafts.read(tmp_path / "table", bundle)
+    strange, twice = tokens.copy(), tokens.copy()
+    strange[-1], twice[-1] = 4000, twice[0]
+    for table, message in (
+        (strange, "table: .*token 4000, outside the vocabulary 0…258"),
+        (twice, "table: .*lists a token twice"),
+        (tokens[:-1], "table: .*has shape .*head .* rows"),
+    ):
+        checkpoints.drafts.write(tmp_path / "table", bundle, objective.config, params, table)
+        with pytest.raises(ValueError, match=message):
+            checkpoints.drafts.weights(tmp_path / "table", bundle)
+    assert not list(tmp_path.glob("*.part"))
     fewer = {**params, "layers": {0: params["layers"][0]}}
     checkpoints.drafts.write(tmp_path / "fewer", bundle, objective.config, fewer, tokens)
     with pytest.raises(ValueError, match="lacks.*model.layers.1"):

@@ -74,8 +74,10 @@ here.fit(pathlib.Path({str(tmp_path)!r}) / "killed", report=lambda line: time.sl
     began = time.monotonic()
     while not lines.exists() and time.monotonic() - began < 120:
         time.sleep(0.05)
+    assert process.poll() is None and lines.exists()
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "checkpoints" / "12").exists()
     fit(tmp_path / "killed")
     fit(tmp_path / "whole")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
