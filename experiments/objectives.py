@@ -4,7 +4,8 @@
 
 goes on training one draft by one loss after another, each for the same number of updates on the
 data that distilling left in the folder (where there is none, it is made), and measures all on text
-held out. Nothing else is minimised. `accepted_length` is the negative expected accepted length on
+held out. Nothing else is minimised, but for the lessons in copying that the draft had before (its
+card tells of them). `accepted_length` is the negative expected accepted length on
 answers drawn at temperature 1, which it is about, and forward KL on the others. On-policy means
 that half the updates are on text that the draft itself writes (DistillSpec, Zhou et al. 2023, arXiv
 2310.08461, section 4).

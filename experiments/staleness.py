@@ -4,7 +4,8 @@
 
 tunes the target on text files at three strengths. Each tuned target writes new text, on which the
 old draft's acceptance is held against the KL divergence between the two targets; then the draft
-goes on training for a while on other text of the tuned target, and is measured again.
+goes on training for a while on other text of the tuned target, and is measured again. Its embedding
+and its head's rows are those of the target that it drafts for, and so the tuned ones throughout.
 """
 
 import dataclasses

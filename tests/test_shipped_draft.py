@@ -79,6 +79,31 @@ def test_the_law_of_what_follows_a_prompt_is_the_targets(smollm2, asked, rule):
     assert 0 < certificate.expected_accepted <= certificate.bound
 
 
+def test_what_it_says_that_it_drew_from_is_its_law(smollm2, asked):
+    """In the loop, behind a cache, against a pass over the whole text; rows of two lengths."""
+    settings = types.Sampling(0.8)
+    made = drafter(smollm2, draft_length=3, stop="never")
+    prompts = asked[:2]
+    request, state = decoding.init(
+        smollm2.target, made, prompts, sampling=settings, max_new_tokens=8
+    )
+    context = types.Context(
+        *(state.tokens, state.length, state.length > 0, request.sampling, smollm2.target),
+        *(state.cache, request.keys),
+    )
+    draft, _ = made.propose(made.params, state.drafter, context, request.keys)
+    draft_model = checkpoints.drafts.read(methods.SHIPPED, smollm2)
+    for row, prompt in enumerate(prompts):
+        text = [*prompt, *draft.tokens[row].tolist()]
+        law = jax.nn.log_softmax(jnp.asarray(_logits(draft_model, [text])[0, -4:-1]) / 0.8, axis=-1)
+        np.testing.assert_array_equal(np.isneginf(draft.log_probs[row]), np.isneginf(law))
+        finite = np.isfinite(law)
+        np.testing.assert_allclose(
+            np.asarray(draft.log_probs[row])[finite], np.asarray(law)[finite], atol=2e-3
+        )
+        assert all(np.isfinite(law[place, text[place - 3]]) for place in range(3))
+
+
 def _logits(model, texts):
     cache = model.init_cache(len(texts), len(texts[0]) + 1)
     return np.asarray(
@@ -100,6 +125,7 @@ def test_the_card_tells_how_it_was_made():
     card = json.loads(CARD.read_text(encoding="utf-8"))
     assert card["command"].startswith("python -m experiments.distill ")
     assert card["bytes"] == methods.SHIPPED.stat().st_size <= 16e6
-    assert card["training"]["minutes"] <= 120 and card["data"]["minutes"] <= 120
     assert card["held_out"]["tau"] > 2 and card["coverage"] > 0.9
-    assert all(row["tau"] > 1 for row in card["acceptance"]["groups"].values())
+    assert all(row["tau"] > FLOOR for row in card["acceptance"]["groups"].values())
+    assert card["data"]["minutes"] + card["earlier"]["data"]["minutes"] <= 120
+    assert card["training"]["minutes"] + card["earlier"]["training"]["minutes"] <= 120
