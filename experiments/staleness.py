@@ -52,6 +52,7 @@ class Config:
     files: tuple[str, ...]
     strengths: tuple[int, ...]
     target_rate: float
+    domains: tuple[str, ...]
     tokens: int
     batch: int
     steps: int
@@ -147,6 +148,7 @@ def realigned(
         config.tokens,
         data.Settings(
             seed=config.seed + 1,
+            domains=config.domains,
             batch=config.batch,
             taps=(bundle.config.num_layers,),
             # Targets are told apart by laws, which are to be whole.
@@ -224,7 +226,7 @@ def table(report: dict[str, Any]) -> str:
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
     binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
-    binary.refuse(binary.PROMPTS, binary.DOMAINS)
+    binary.refuse(binary.PROMPTS, binary.COUNT)
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     files = binary.FILES.value or [str(library / f"{name}.py") for name in _LIBRARY]
     try:
@@ -238,6 +240,7 @@ def config_from_flags() -> Config:
         files=tuple(files),
         strengths=strengths,
         target_rate=_TARGET_RATE.value,
+        domains=tuple(binary.given(binary.DOMAINS, data.GENERIC)),
         tokens=binary.given(binary.TOKENS, 60_000),
         batch=binary.given(binary.BATCH, 128),
         steps=binary.given(binary.STEPS, 200),

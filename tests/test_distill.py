@@ -18,7 +18,9 @@ from experiments import (
     targets,
 )
 
-TINY = ("--model=tiny", "--batch=32", "--batch_tokens=512")
+# Every width of a batch is a program; prompts as short as these make one.
+NARROW = "--domains=passage,user_turn"
+TINY = ("--model=tiny", "--batch=32", "--batch_tokens=512", NARROW)
 SHORT = ("--tokens=4000", "--steps=30", "--copying_steps=4", "--max_new_tokens=40")
 
 
@@ -67,6 +69,14 @@ def test_a_draft_comes_with_its_card_and_its_curve(draft, folder):
     assert card["acceptance"]["groups"].keys() == {"code", "translation", "overall"}
     assert {"draft", "passes"} <= card["stopping"]["cost"].keys()
     assert (folder / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def cardless(draft, tmp_path):
+    """The same draft, which nothing says learnt copying: smaller programs."""
+    copy = tmp_path / "cardless.safetensors"
+    copy.write_bytes(draft.read_bytes())
+    return copy
 
 
 def test_the_same_command_again_makes_nothing_anew(call, draft, folder):
@@ -188,6 +198,8 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
     code, output, errors = call(domains, *flags, "--max_new_tokens=16", "--domains=code")
     assert code == 0, errors
     card = json.loads((tmp_path / "code" / "draft.json").read_text())
+    # What the draft had learnt it goes on learning, or would forget it.
+    assert card["training"]["copying"] == 0.1 and card["training"]["copying_steps"] == 0
     assert card["earlier"] == json.loads(draft.with_suffix(".json").read_text())
     report = json.loads(output.splitlines()[-1])
     assert report["groups"].keys() == {"generic", "code"}
@@ -197,9 +209,9 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
     assert domains.break_even(1.0, 0.1, 1.0, 2.0) == pytest.approx(60 / (0.1 * 0.5))
 
 
-def test_objectives_are_compared_from_one_beginning(call, draft, folder):
+def test_objectives_are_compared_from_one_beginning(call, draft, cardless, folder):
     flags = [*TINY, "--tokens=4000", "--max_new_tokens=40", f"--folder={folder}", "--json"]
-    code, output, errors = call(objectives, *flags, f"--draft={draft}", "--steps=8")
+    code, output, errors = call(objectives, *flags, f"--draft={cardless}", "--steps=8")
     assert code == 0, errors
     report = json.loads(output.splitlines()[-1])
     assert [row["loss"] for row in report["rows"]] == list(objectives.VARIANTS)
@@ -210,9 +222,9 @@ def test_objectives_are_compared_from_one_beginning(call, draft, folder):
     assert report["before"] == pytest.approx(held_out, abs=0.02)
 
 
-def test_staleness_grows_with_the_divergence(call, draft, tmp_path):
-    flags = ["--model=tiny", f"--draft={draft}", f"--folder={tmp_path}", "--batch=16", "--json"]
-    flags += ["--tokens=1500", "--steps=20", "--batch_tokens=512", "--strengths=4,16"]
+def test_staleness_grows_with_the_divergence(call, cardless, tmp_path):
+    flags = ["--model=tiny", f"--draft={cardless}", f"--folder={tmp_path}", "--batch=16", "--json"]
+    flags += ["--tokens=1500", "--steps=20", "--batch_tokens=512", "--strengths=4,16", NARROW]
     flags += ["--rows=2", "--window=64", "--target_rate=1e-3"]
     code, output, errors = call(staleness, *flags)
     assert code == 0, errors
