@@ -16,6 +16,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 from absl import app, flags
 
 from experiments import binary, distill_config, distill_stages, methods, targets
@@ -53,6 +54,8 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
                 config.shape,
                 folder / f"{name.replace(', ', '-')}-{config.steps}-{config.rate:g}",
             )
+        # A process has room for so many programs, and the next loss needs none of these.
+        jax.clear_caches()
         rows.append({"loss": name, "minutes": trained.seconds / 60, **trained.held_out})
     before = distill_stages.measure(config, bundle, held)
     report = {"draft": draft, "steps": config.steps, "before": before, "rows": rows}

@@ -22,6 +22,8 @@ __all__ = ["OnPolicy", "judge"]
 
 # Answer places whose whole laws are held at a time, for their normalizers.
 _CHUNK = 256
+# What the width of a text is a multiple of.
+_WIDTH = 128
 # Of keys: others of the same seed are the objective's and those of recorded text.
 _STREAM = 0x5EED0002
 
@@ -90,6 +92,8 @@ class OnPolicy:
             tokens[:start].tolist() for tokens, start in zip(given.tokens, given.start, strict=True)
         ]
         answers = given.normalizer.shape[1]
+        # Of few sizes, since each is a program.
+        capacity = -(-(given.tokens.shape[1] + answers) // _WIDTH) * _WIDTH
         result = decoding.autoregressive(
             draft,
             prompts,
@@ -97,9 +101,11 @@ class OnPolicy:
             max_new_tokens=answers,
             sampling=types.Sampling(self._temperature),
             eos=list(self._bundle.target.eos_ids),
+            capacity=capacity,
+            chunk=_WIDTH // 2,
         )
         width = max(given.tokens.shape[1], max(map(len, prompts)) + answers)
-        width = -(-width // 128) * 128
+        width = -(-width // _WIDTH) * _WIDTH
         tokens = np.asarray(result.tokens)[:, :width]
         tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
         start, length = np.asarray(result.start), np.asarray(result.length)

@@ -18,7 +18,7 @@ TARGETS = {name: models.language_model(CONFIG, PARAMS, given) for name, given in
 DRAFTERS = {
     "plain": lambda target: (decoding.NOTHING, "match"),
     "prompt_lookup": lambda target: (drafters.prompt_lookup(8), "match"),
-    "model": lambda target: (drafters.model(target, 3), "block"),
+    "model": lambda target: (drafters.model(target, 4), "block"),
 }
 SLOTS = re.compile(r"f32\[\d+,2,(\d+),8\]")
 
