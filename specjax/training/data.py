@@ -21,7 +21,7 @@ from specjax.models import policy as policies
 from specjax.models import transformer
 from specjax.training import folders, prompts, recording, shards
 
-__all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "generate", "needed", "read"]
+__all__ = ["DOMAINS", "GENERIC", "Progress", "Settings", "effective", "generate", "needed", "read"]
 
 # Domains whose prompts are no templates: a turn that the target writes as if it were the user, the
 # answer to such a turn, and the continuation of the user's own files.
