@@ -17,6 +17,7 @@ from scipy import stats
 
 import specjax
 from specjax import decoding, drafters, models, types, verification
+from specjax.decoding import automatic
 from specjax.models import recurrent
 
 VOCAB, EOS, LENGTH = 3, 2, 5
@@ -207,7 +208,7 @@ def test_lengths_chosen_on_the_way_keep_the_law(rule, monkeypatch):
         chosen.append(lengths[(len(chosen) + int(np.sum(accepted))) % 2])
         return chosen[-1]
 
-    monkeypatch.setattr(decoding.automatic, "best_length", best_length)
+    monkeypatch.setattr(automatic, "best_length", best_length)
     generate = functools.partial(
         decoding.generate_automatically, cost=decoding.Cost(0.1, ((1, 1.0),)), steps=1
     )
