@@ -5,7 +5,7 @@
 generates texts with the target, counts its tokens to choose the draft's vocabulary, trains the
 draft on the target's laws, and writes it as one file with a card beside it. Every stage goes on
 where it was stopped. With --candidates several shapes are trained for a while first, and the cost
-model chooses among them. --model=tiny shows all of it within a minute.
+model chooses among them. --model=tiny shows all of it in a minute or two.
 """
 
 import pathlib

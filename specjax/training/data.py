@@ -195,7 +195,7 @@ def generate(
             mark, counted = now, done
             continue
         spare = math.inf if budget_seconds is None else max(budget_seconds - (now - began), 0)
-        if done < tokens and left > spare:
+        if left > spare:
             raise ValueError(
                 f"{tokens} tokens do not fit the budget: at {rate:.0f} tokens a second "
                 f"{tokens - done} more take {left / 60:.0f} minutes, of which {spare / 60:.0f} are "
