@@ -42,8 +42,15 @@ def fresh_trace_counter():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_programs_left_over():
-    """Frees what a module compiled: thousands of programs exhaust a process's memory mappings."""
+def programs(request):
+    """Compiles a module's programs and frees them.
+
+    Most are small, run a few times, and would be optimised for longer than they run; a module
+    marked `optimised` has them compiled as users have. Thousands of them exhaust a process's memory
+    mappings.
+    """
+    optimised = any(request.node.iter_markers("optimised"))
+    jax.config.update("jax_disable_most_optimizations", not optimised)
     yield
     jax.clear_caches()
     gc.collect()

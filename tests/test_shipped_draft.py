@@ -12,6 +12,8 @@ import pytest
 from experiments import methods
 from specjax import analysis, checkpoints, decoding, drafters, trees, types
 
+pytestmark = pytest.mark.optimised
+
 FLOOR = 1.5
 PROMPTS = sorted((pathlib.Path(methods.__file__).parent / "prompts").glob("ordinary_*.txt"))
 CARD = methods.SHIPPED.with_suffix(".json")

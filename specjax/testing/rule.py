@@ -20,6 +20,7 @@ from specjax.verification import kernel
 __all__ = ["check_rule"]
 
 _TOLERANCE = 1e-5
+_UNREACHED = 1e-6
 # Rounds of verdicts, each of a batch, that are held against the outcome law.
 _ROUNDS = 64
 
@@ -175,7 +176,7 @@ class _Check:
     def properties(self, case, is_first):
         answers = self.answers(case, self.keys[0])
         self.acceptances(case, answers["accept"])
-        self.residuals(case, answers["residual"])
+        self.residuals(case, answers["residual"], answers["law"])
         self.draws(case, answers["verdict"].draws)
         for name, gradient in zip(("q", "p"), answers["gradients"], strict=True):
             bad = np.argwhere(~np.isfinite(gradient))
@@ -220,7 +221,7 @@ class _Check:
                     f"acceptance {accept[row, node]} is {name}"
                 )
 
-    def residuals(self, case, residual):
+    def residuals(self, case, residual, law):
         shape = case.target.shape
         self.demand(
             residual.shape == shape and residual.dtype == case.target.dtype,
@@ -229,7 +230,10 @@ class _Check:
         )
         mass = residual.sum(axis=-1, dtype=np.float64)
         stops = np.pad(np.asarray(case.draft.present), ((0, 0), (1, 0)), constant_values=True)
-        off = np.isnan(mass) | (stops & ~(np.abs(mass - 1) <= _TOLERANCE))
+        # Where p and q differ by rounding alone, what is left is rounding, and a compiler that
+        # takes it twice may round it twice; no text stops there but by rounding.
+        reached = ~((mass > 0) & (law.sum(axis=-1, dtype=np.float64) <= _UNREACHED * mass))
+        off = np.isnan(mass) | (stops & reached & ~(np.abs(mass - 1) <= _TOLERANCE))
         for row, node in np.argwhere(off):
             raise AssertionError(
                 f"rule {self.rule.name!r}: {case.name}, row {row}: the residual after node {node} "

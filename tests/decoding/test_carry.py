@@ -1,15 +1,20 @@
-"""The carry stays where it is: the optimised program of the loop copies no cache."""
+"""The carry stays where it is, copied by no step, and is that of plain decoding to the bit."""
 
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import specjax
 from specjax import decoding, drafters, models, types
 from specjax.decoding import generation, start
 from specjax.decoding import state as states
 from specjax.models import policy
+from tests.decoding import test_identity as identity
+
+pytestmark = pytest.mark.optimised
 
 CONFIG = models.TransformerConfig(50, 16, 32, 3, 4, 2, 8, 1024)
 PARAMS = models.init_params(CONFIG, jax.random.key(0))
@@ -76,3 +81,18 @@ def test_the_test_sees_a_cache_that_is_copied():
     cache = jnp.zeros((1, 2, 256, 8))
     program = jax.jit(swap).lower(True, cache).compile().as_text()
     assert copies(program, 256)
+
+
+@pytest.mark.skipif(not policy.for_backend().native, reason="passes by XLA round as they like")
+def test_the_caches_are_those_of_plain_decoding_to_the_last_bit():
+    """After steps of any width, over trees too: what an entry was made beside does not show."""
+    target, options = identity.make("transformer"), identity.options(0.0, eos=())
+    plain = specjax.autoregressive(target, identity.PROMPTS, **options).state.cache
+    for name, drafter in identity.make_drafters("transformer").items():
+        made = specjax.generate(target, drafter, identity.PROMPTS, **options).state.cache
+        np.testing.assert_array_equal(made.length, plain.length)
+        for left, right in zip(
+            (*made.keys, *made.values), (*plain.keys, *plain.values), strict=True
+        ):
+            for row, length in enumerate(np.asarray(plain.length)):
+                np.testing.assert_array_equal(left[row, :, :length], right[row, :, :length], name)

@@ -20,6 +20,8 @@ from specjax import decoding, drafters, models, types, verification
 from specjax.decoding import automatic
 from specjax.models import recurrent
 
+pytestmark = pytest.mark.optimised
+
 VOCAB, EOS, LENGTH = 3, 2, 5
 BATCH = 125_000
 DECODES = int(os.environ.get("SPECJAX_TEST_DECODES", BATCH))

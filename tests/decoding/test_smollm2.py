@@ -11,6 +11,8 @@ import specjax
 from specjax import checkpoints, drafters, models, types
 from specjax.models import policy
 
+pytestmark = pytest.mark.optimised
+
 PROMPTS = (
     "Repeat exactly: red green blue red green blue red green",
     "What is the capital of France?",

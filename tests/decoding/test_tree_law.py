@@ -5,6 +5,8 @@ import pytest
 from specjax import drafters
 from tests.decoding import test_law as law
 
+pytestmark = pytest.mark.optimised
+
 TARGET, DRAFT = law.MODELS["tabular"]
 _, OTHER = law.MODELS["recurrent"]
 DRAFTERS = {

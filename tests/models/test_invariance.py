@@ -10,7 +10,10 @@ import pytest
 from specjax import models, native, trees
 from specjax.models import policy
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="no C++ compiler"),
+    pytest.mark.optimised,
+]
 
 NATIVE = policy.Policy(native=True)
 BASE = models.TransformerConfig(

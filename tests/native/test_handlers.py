@@ -15,7 +15,10 @@ from specjax.models import attention, norm, products
 from specjax.models import policy as policies
 from specjax.native import build
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="no C++ compiler"),
+    pytest.mark.optimised,
+]
 
 NATIVE, XLA, ROUNDED = (
     policies.Policy(native=True),

@@ -8,6 +8,8 @@ import pytest
 from specjax import analysis, sampling, trees, types, verification
 from specjax.verification import kernel, match
 
+pytestmark = pytest.mark.optimised
+
 # A coupled draft is drawn with the draws; tests/verification/test_coupled.py has those.
 _RULES = sorted({*verification.RULES} - {"coupled"})
 
