@@ -49,8 +49,10 @@ def programs(request):
     marked `optimised` has them compiled as users have. Thousands of them exhaust a process's memory
     mappings.
     """
-    optimised = any(request.node.iter_markers("optimised"))
-    jax.config.update("jax_disable_most_optimizations", not optimised)
+    quickly = not any(request.node.iter_markers("optimised"))
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    # A process that a test starts rounds as this one does.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quickly)
     yield
     jax.clear_caches()
     gc.collect()

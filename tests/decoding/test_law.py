@@ -23,7 +23,7 @@ from specjax.models import recurrent
 pytestmark = pytest.mark.optimised
 
 VOCAB, EOS, LENGTH = 3, 2, 5
-BATCH = 125_000
+BATCH = 40_000
 DECODES = int(os.environ.get("SPECJAX_TEST_DECODES", BATCH))
 PROMPTS = [[0], [1, 0, 1], [0, 1]]
 # Sampling options, one value a prompt: a single one for all would let a warper hide another.
