@@ -19,6 +19,10 @@ PROMPTS = sorted((pathlib.Path(methods.__file__).parent / "prompts").glob("ordin
 CARD = methods.SHIPPED.with_suffix(".json")
 
 
+def exhaustive(rule):
+    return pytest.param(rule, marks=pytest.mark.exhaustive)
+
+
 @pytest.fixture(scope="module")
 def asked(smollm2):
     return [smollm2.chat(path.read_text(encoding="utf-8")) for path in PROMPTS]
@@ -33,7 +37,7 @@ def drafter(bundle, **settings):
     return methods.build("draft", bundle, methods.Settings(**settings))
 
 
-@pytest.mark.parametrize("rule", ["token", "block", "match"])
+@pytest.mark.parametrize("rule", [exhaustive("token"), "block", exhaustive("match")])
 def test_greedy_texts_are_the_targets_and_drafts_are_taken(smollm2, asked, plain, rule):
     result = decoding.generate(
         smollm2.target, drafter(smollm2, draft_length=5), asked, max_new_tokens=48, rule=rule
@@ -46,7 +50,7 @@ def test_greedy_texts_are_the_targets_and_drafts_are_taken(smollm2, asked, plain
     assert new / np.sum(statistics.target_steps) > FLOOR
 
 
-@pytest.mark.parametrize("rule", ["match", "coupled"])
+@pytest.mark.parametrize("rule", ["match", exhaustive("coupled")])
 def test_drawn_texts_are_those_of_plain_decoding(smollm2, asked, rule):
     options = {
         "key": jax.random.key(3),
@@ -60,7 +64,7 @@ def test_drawn_texts_are_those_of_plain_decoding(smollm2, asked, rule):
     assert result.new_tokens == wanted.new_tokens
 
 
-@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("rule", [exhaustive("token"), "block"])
 def test_the_law_of_what_follows_a_prompt_is_the_targets(smollm2, asked, rule):
     """Exactly, by enumeration, over every text of three tokens from the six likeliest."""
     draft_model = checkpoints.drafts.read(methods.SHIPPED, smollm2)

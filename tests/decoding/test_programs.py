@@ -174,7 +174,10 @@ def test_prefill_in_any_chunks(chunk):
     assert result.statistics.tau == whole.statistics.tau
 
 
-@pytest.mark.parametrize("capacity", [130, 165, 294, 300])
+@pytest.mark.parametrize(
+    "capacity",
+    [130, *(pytest.param(more, marks=pytest.mark.exhaustive) for more in (165, 300)), 294],
+)
 def test_the_last_chunk_of_a_prefill_stays_within_the_caches(capacity):
     """A chunk written past the end would clamp, silently, onto entries before it."""
     prompt = np.random.default_rng(capacity).integers(0, VOCAB, capacity - 4).tolist()

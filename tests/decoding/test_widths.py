@@ -52,7 +52,14 @@ def texts(counts, wrong=()):
 
 
 @pytest.mark.parametrize(
-    "counts, width", [((0, 0), 1), ((1, 0), 3), ((2, 2), 3), ((0, 3), 6), ((5, 1), 6)]
+    "counts, width",
+    [
+        ((0, 0), 1),
+        ((1, 0), 3),
+        pytest.param((2, 2), 3, marks=pytest.mark.exhaustive),
+        ((0, 3), 6),
+        pytest.param((5, 1), 6, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_only_the_least_width_is_used(counts, width):
     plain = decoding.autoregressive(TARGET, PROMPTS, max_new_tokens=24, eos=()).new_tokens

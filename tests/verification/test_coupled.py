@@ -9,6 +9,8 @@ from scipy import stats
 from specjax import analysis, sampling, trees, types, verification
 from specjax.verification import coupled
 
+pytestmark = pytest.mark.optimised
+
 DRAWS = 1_000_000
 PAIRS = {
     "apart": ([0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]),
