@@ -17,6 +17,7 @@ from experiments import (
     staleness,
     targets,
 )
+from tests.cases import exhaustive
 
 # Every width of a batch is a program; prompts as short as these make one.
 NARROW = "--domains=passage,user_turn"
@@ -214,9 +215,7 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
 FEW = ("forward_kl", "accepted_length", "total_variation, on-policy")
 
 
-@pytest.mark.parametrize(
-    "names", [FEW, pytest.param(tuple(objectives.VARIANTS), marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("names", [FEW, exhaustive(tuple(objectives.VARIANTS))])
 def test_objectives_are_compared_from_one_beginning(
     call, draft, cardless, folder, names, monkeypatch
 ):

@@ -11,16 +11,13 @@ import pytest
 
 from experiments import methods
 from specjax import analysis, checkpoints, decoding, drafters, trees, types
+from tests.cases import exhaustive
 
 pytestmark = pytest.mark.optimised
 
 FLOOR = 1.5
 PROMPTS = sorted((pathlib.Path(methods.__file__).parent / "prompts").glob("ordinary_*.txt"))
 CARD = methods.SHIPPED.with_suffix(".json")
-
-
-def exhaustive(rule):
-    return pytest.param(rule, marks=pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope="module")

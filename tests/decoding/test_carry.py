@@ -12,6 +12,7 @@ from specjax import decoding, drafters, models, types
 from specjax.decoding import generation, start
 from specjax.decoding import state as states
 from specjax.models import policy
+from tests.cases import exhaustive
 from tests.decoding import test_identity as identity
 
 pytestmark = pytest.mark.optimised
@@ -49,7 +50,7 @@ def loop(target, drafter, rule, batch):
     return str(lowered.compile().as_text())
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.exhaustive), 16])
+@pytest.mark.parametrize("batch", [1, exhaustive(3), 16])
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("chosen", TARGETS)
 def test_no_step_copies_a_cache(chosen, name, batch):

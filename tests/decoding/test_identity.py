@@ -12,14 +12,11 @@ from flax import struct
 import specjax
 from specjax import decoding, drafters, models, trees, types
 from specjax.models import recurrent
+from tests.cases import exhaustive
 
 VOCAB = 6
 EOS = 5
 PROMPTS = [[1, 2, 3], [4], [0, 0, 1, 2, 3, 4, 0, 1], [2, 1]]
-
-
-def exhaustive(*values):
-    return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
 # The table is also what whole decodes of every drafter are checked on.

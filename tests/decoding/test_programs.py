@@ -12,6 +12,7 @@ import specjax
 from specjax import decoding, drafters, models, types
 from specjax.decoding import generation
 from specjax.decoding import start as starts
+from tests.cases import exhaustive
 
 VOCAB = 5
 CONFIG = models.TransformerConfig(VOCAB, 16, 32, 2, 2, 1, 8, 512)
@@ -174,10 +175,7 @@ def test_prefill_in_any_chunks(chunk):
     assert result.statistics.tau == whole.statistics.tau
 
 
-@pytest.mark.parametrize(
-    "capacity",
-    [130, *(pytest.param(more, marks=pytest.mark.exhaustive) for more in (165, 300)), 294],
-)
+@pytest.mark.parametrize("capacity", [130, exhaustive(165), 294, exhaustive(300)])
 def test_the_last_chunk_of_a_prefill_stays_within_the_caches(capacity):
     """A chunk written past the end would clamp, silently, onto entries before it."""
     prompt = np.random.default_rng(capacity).integers(0, VOCAB, capacity - 4).tolist()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from specjax import decoding, drafters, models
+from tests.cases import exhaustive
 
 CONFIG = models.TransformerConfig(7, 16, 32, 2, 2, 1, 8, 512)
 TARGET = models.language_model(CONFIG, models.init_params(CONFIG, jax.random.key(0), 2.0))
@@ -56,9 +57,9 @@ def texts(counts, wrong=()):
     [
         ((0, 0), 1),
         ((1, 0), 3),
-        pytest.param((2, 2), 3, marks=pytest.mark.exhaustive),
+        exhaustive((2, 2), 3),
         ((0, 3), 6),
-        pytest.param((5, 1), 6, marks=pytest.mark.exhaustive),
+        exhaustive((5, 1), 6),
     ],
 )
 def test_only_the_least_width_is_used(counts, width):

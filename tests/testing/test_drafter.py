@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from specjax import drafters, testing
+from tests.cases import exhaustive
 from tests.testing import toys
 
 DRAFTERS = {
@@ -61,8 +62,7 @@ _SAID_AGAIN = {
 
 
 def marked(names):
-    marks = pytest.mark.exhaustive
-    return [pytest.param(name, marks=marks if name in _SAID_AGAIN else ()) for name in names]
+    return [exhaustive(name) if name in _SAID_AGAIN else name for name in names]
 
 
 @pytest.mark.parametrize("name", marked(DRAFTERS))
