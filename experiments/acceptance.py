@@ -20,13 +20,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from experiments import binary, methods, prompt_files, targets
 from specjax import checkpoints, decoding, types, verification
 from specjax.training import folders
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.BATCH,
+    binary.COMPARE,
+    binary.COUNT,
+    binary.DRAFT,
+    binary.DRAFT_LENGTH,
+    binary.LONGEST,
+    binary.MAX_NEW_TOKENS,
+    binary.METHOD,
+    binary.OUT,
+    binary.PROMPTS,
+    binary.RULE,
+    binary.STOP,
+    binary.TEMPERATURE,
+)
 
 # Capacities, so that a run compiles a handful of programs.
 _CAPACITIES = (256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
@@ -66,7 +80,9 @@ class Config:
         kept = dataclasses.asdict(self)
         kept["settings"] = dataclasses.asdict(methods.resolved(self.method, self.settings))
         if self.method == "draft":
+            # What a draft is, wherever it lies.
             kept["draft_content"] = folders.digest(self.settings.draft or methods.SHIPPED)
+            del kept["settings"]["draft"]
         return {name: kept[name] for name in kept if name not in ("prompts", "count", "out")}
 
 
@@ -233,8 +249,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             some = measure(decoder, waiting[first : first + config.batch], config)
             records += some
             if config.out is not None:
-                with pathlib.Path(config.out).open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(record) + "\n" for record in some)
+                folders.append(config.out, "".join(json.dumps(one) + "\n" for one in some))
             progress.at(min(first + config.batch, len(waiting)), len(waiting))
     return {
         **config.fixed,
@@ -264,6 +279,8 @@ def _earlier(config: Config) -> list[dict[str, Any]]:
         if whole != text:  # a kill may leave half a line
             folders.write(path, whole)
         found, *records = map(json.loads, whole.splitlines())
+        if any("prompt" not in record for record in records):
+            raise ValueError("its records do not name their prompts; give another file")
     except (OSError, ValueError) as error:
         raise ValueError(f"--out={path} cannot be used: {error}") from error
     if found != own:
@@ -319,7 +336,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), table)
+    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ __all__ = [
     "parse_flags",
     "report",
     "start",
+    "takes",
     "versions",
 ]
 
@@ -44,7 +45,7 @@ STOP = flags.DEFINE_string(
     "stop",
     None,
     "How unsure a draft model stops: maximum:P, its largest probability below P, entropy:H, above "
-    "H nats, or never; by default as was found best for it, if --draft_length is left out too.",
+    "H nats, or never; by default as was found best for it.",
 )
 RULE = flags.DEFINE_string(
     "rule", None, f"One of: {', '.join(verification.RULES)}; default by binary."
@@ -80,6 +81,9 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "Directory of compiled programs, empty for none; by default JAX_COMPILATION_CACHE_DIR, or "
     "`programs` beside the fetched models.",
 )
+_SHARED = [value for value in list(globals().values()) if isinstance(value, flags.FlagHolder)]
+# Flags that `takes` declares are its caller's.
+flags.disclaim_key_flags()
 
 
 def folder() -> str:
@@ -120,14 +124,21 @@ def draft_length_or(default: int) -> int:
     return default if value is None else int(value)
 
 
-def refuse(*unused: flags.FlagHolder) -> None:
-    """Flags that all binaries know and this one has no use for.
+def takes(*used: flags.FlagHolder) -> frozenset[str]:
+    """The flags of those above that a binary takes, for its help and for `report`.
 
-    Raises:
-      ValueError: one of them was given.
+    The model, the seed, and what says how to run and to report go without saying.
     """
-    for flag in unused:
-        if flag.present:
+    names = frozenset(flag.name for flag in (*used, MODEL, SEED, JSON, COMPILATION_CACHE))
+    for name in sorted(names):
+        flags.declare_key_flag(name)
+    return names
+
+
+def _refuse_others(taken: frozenset[str]) -> None:
+    """A flag that a binary has no use for is not passed over in silence."""
+    for flag in _SHARED:
+        if flag.present and flag.name not in taken:
             raise ValueError(f"--{flag.name} means nothing to this command")
 
 
@@ -171,7 +182,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def report(
-    argv: list[str], run: Callable[[], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+    argv: list[str],
+    run: Callable[[], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+    taken: frozenset[str],
 ) -> None:
     """Runs a binary and prints its report; bad input ends in one line and exit code 2.
 
@@ -181,6 +195,7 @@ def report(
       argv: what the flags left: the program's name.
       run: reads the flags and returns the report, ready for JSON.
       table: the report for people.
+      taken: of `takes`; other flags that all binaries know are refused.
     """
     # jax tells which accelerators it did not find.
     logging.getLogger("jax").setLevel(logging.WARNING)
@@ -191,6 +206,7 @@ def report(
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option is a flag")
+        _refuse_others(taken)
         made = run()
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         _fail(error)

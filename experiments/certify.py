@@ -21,7 +21,7 @@ from absl import app, flags
 from experiments import binary, certify_cases, certify_draws
 from specjax import types, verification
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(binary.RULE)
 _FULL = flags.DEFINE_bool("full", False, "More topologies and laws, and draws of every rule.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Random pairs of laws under each warper.")
 _DRAWS = flags.DEFINE_integer(
@@ -243,7 +243,7 @@ def main(argv: list[str]) -> None:
         draws = _DRAWS.value if _DRAWS.value is not None else 10_000_000 * _FULL.value
         return run(rules, _FULL.value, _SEEDS.value, draws)
 
-    binary.report(argv, job, table)
+    binary.report(argv, job, table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 generates texts with the target, counts its tokens to choose the draft's vocabulary, trains the
 draft on the target's laws, and writes it as one file with a card beside it. Every stage goes on
 where it was stopped. With --candidates several shapes are trained for a while first, and the cost
-model chooses among them. --model=tiny shows all of it in a minute or two.
+model chooses among them. --model=tiny shows all of it in a few minutes.
 """
 
 import pathlib
@@ -20,7 +20,20 @@ from experiments.distill_config import Config
 from experiments.distill_run import run
 from specjax.training import data, distillation, losses
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.BATCH,
+    binary.BATCH_TOKENS,
+    binary.DOMAINS,
+    binary.DRAFT_LENGTH,
+    binary.FILES,
+    binary.FOLDER,
+    binary.MAX_NEW_TOKENS,
+    binary.OUT,
+    binary.PROMPTS,
+    binary.RATE,
+    binary.STEPS,
+    binary.TOKENS,
+)
 _DATA_MINUTES = flags.DEFINE_float(
     "data_minutes", Config.data_minutes, "Time for them; what would take more is refused."
 )
@@ -136,8 +149,6 @@ def _integers(name: str, values: list[str] | None) -> tuple[int, ...]:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    binary.refuse(binary.DRAFT, binary.STOP, binary.RULE, binary.TEMPERATURE, binary.COUNT)
-    binary.refuse(binary.LONGEST, binary.REPEATS, binary.METHOD, binary.COMPARE)
     domains = (*data.GENERIC, "files") if binary.FILES.value else data.GENERIC
     return Config(
         folder=binary.folder(),
@@ -182,7 +193,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: report(config_from_flags()), table)
+    binary.report(argv, lambda: report(config_from_flags()), table, _TAKES)
 
 
 if __name__ == "__main__":

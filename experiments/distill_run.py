@@ -44,11 +44,13 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     trained = distill_stages.train(
         config, bundle, held, shape, pathlib.Path(config.folder) / "training"
     )
+    whole = config.draft.with_name(f"new-{config.draft.name}")
+    checkpoints.drafts.write(
+        whole, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
+    )
     # No card stands beside a draft that it does not tell of.
     config.draft.with_suffix(".json").unlink(missing_ok=True)
-    checkpoints.drafts.write(
-        config.draft, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
-    )
+    whole.replace(config.draft)
     if config.export is not None:
         checkpoints.drafts.export(config.draft, bundle, config.export)
     made = _card(config, bundle, held, shape, trained, data_seconds)

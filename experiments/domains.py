@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import app
 
 from experiments import (
     acceptance,
@@ -26,12 +26,33 @@ from experiments import (
     targets,
 )
 from specjax import checkpoints, drafters
-from specjax.training import data
+from specjax.training import data, folders
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.BATCH,
+    binary.BATCH_TOKENS,
+    binary.COUNT,
+    binary.DOMAINS,
+    binary.DRAFT,
+    binary.DRAFT_LENGTH,
+    binary.FOLDER,
+    binary.MAX_NEW_TOKENS,
+    binary.PROMPTS,
+    binary.RATE,
+    binary.STEPS,
+    binary.TOKENS,
+)
 
 # The group of prompts that a domain's draft is meant for, where the names differ.
-_GROUPS = {"mathematics": "math_reasoning", "summarisation": "summarization"}
+_GROUPS = {
+    "mathematics": "math_reasoning",
+    "question_answering": "qa",
+    "summarisation": "summarization",
+}
+
+
+def _group(domain: str) -> str:
+    return _GROUPS.get(domain, domain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +102,12 @@ def tune(config: Config, bundle: checkpoints.Bundle, domain: str) -> dict[str, A
     return distill_run.run(asked, bundle, "python -m experiments.domains")
 
 
-def measure(config: Config, bundle: checkpoints.Bundle, draft: str) -> dict[str, dict[str, Any]]:
+def measure(
+    config: Config, bundle: checkpoints.Bundle, name: str, draft: str
+) -> dict[str, dict[str, Any]]:
     """Acceptance by group, from records that are kept."""
-    out = pathlib.Path(config.folder) / f"acceptance-{pathlib.Path(draft).parent.name}.jsonl"
+    content = str(folders.digest(draft))[:8]
+    out = pathlib.Path(config.folder) / f"acceptance-{name}-{content}.jsonl"
     return acceptance.run(
         acceptance.Config(
             model=config.model,
@@ -134,18 +158,17 @@ def run(config: Config) -> dict[str, Any]:
     cost, step_seconds = step_costs.measured_with_seconds(
         bundle.target, drafters.model(model, config.draft_length)
     )
-    groups = {name: measure(config, bundle, draft) for name, draft in drafts.items()}
+    groups = {name: measure(config, bundle, name, draft) for name, draft in drafts.items()}
     speedups = {
         name: {
-            group: row["tau"]
-            / (config.draft_length * cost.draft + cost.of_pass(config.draft_length + 1))
+            group: row["tau"] / cost.of_step(config.draft_length, config.draft_length + 1)
             for group, row in rows.items()
         }
         for name, rows in groups.items()
     }
     evens = {}
     for domain in config.domains:
-        group = _GROUPS.get(domain, domain)
+        group = _group(domain)
         if group in groups["generic"]:
             evens[domain] = break_even(
                 sum(minutes[domain].values()),
@@ -163,8 +186,7 @@ def run(config: Config) -> dict[str, Any]:
         "break_even_tokens": evens,
         "versions": binary.versions(),
     }
-    path = pathlib.Path(config.folder) / "domains.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    folders.write(pathlib.Path(config.folder) / "domains.json", json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -176,19 +198,22 @@ def table(report: Mapping[str, Any]) -> str:
         taus = (report["groups"][name][group]["tau"] for name in names)
         lines.append(f"{group:<20}" + "".join(f"{tau:>14.2f}" for tau in taus))
     for domain, spent in report["minutes"].items():
-        even = report["break_even_tokens"].get(domain)
-        paid = "never on this group" if even is None else f"after {even:,.0f} tokens"
+        evens = report["break_even_tokens"]
+        if domain not in evens:
+            paid = f"no prompt of the group {_group(domain)} tells whether it pays"
+        elif evens[domain] is None:
+            paid = "pays never on this group"
+        else:
+            paid = f"pays after {evens[domain]:,.0f} tokens"
         lines.append(
             f"{domain}: {spent['data']:.1f} minutes of data, {spent['training']:.1f} of training; "
-            f"pays {paid}"
+            f"{paid}"
         )
     return "\n".join(lines)
 
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
-    binary.refuse(binary.FILES, binary.OUT)
     return Config(
         model=binary.MODEL.value,
         draft=str(binary.given(binary.DRAFT, methods.SHIPPED)),
@@ -209,7 +234,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), table)
+    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments import measure
-from specjax import checkpoints, drafters
+from specjax import checkpoints, decoding, drafters
 from specjax.training import distillation
 
 __all__ = ["table", "text"]
@@ -22,8 +22,8 @@ def table(
 ) -> list[dict[str, Any]]:
     """Measures the costs of shapes on this machine, in turn, and predicts speedups.
 
-    The speedup over plain decoding is τ / (draft + verification), both in plain steps: c for each
-    of K drafted tokens and v(K + 1) for the pass that verifies them.
+    The speedup over plain decoding is τ over a step's cost in plain steps: c for each of K drafted
+    tokens and v(K + 1) for the pass that verifies them.
 
     Args:
       bundle: the target.
@@ -52,7 +52,9 @@ def table(
     verify = seconds["wide"].median / plain
     rows = []
     for shape, found in measured.items():
-        cost = seconds[shape].median / plain / length
+        cost = decoding.Cost(
+            seconds[shape].median / plain / length, ((1, 1.0), (length + 1, verify))
+        )
         hidden, shared = bundle.config.hidden_size, bundle.config.num_kv_heads
         attention = 2 * hidden * bundle.config.head_size * (bundle.config.num_heads + shared)
         layer = attention + 3 * hidden * shape.intermediate_size
@@ -62,10 +64,10 @@ def table(
                 "intermediate_size": shape.intermediate_size,
                 "vocabulary": shape.vocabulary,
                 "bytes_per_step": 4 * (len(shape.layers) * layer + hidden * shape.vocabulary),
-                "c": cost,
+                "c": cost.draft,
                 "v": verify,
                 **found,
-                "speedup": found["tau"] / (length * cost + verify),
+                "speedup": found["tau"] / cost.of_step(length, length + 1),
             }
         )
     return rows

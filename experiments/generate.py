@@ -19,7 +19,17 @@ from absl import app, flags
 from experiments import binary, methods, process, targets
 from specjax import analysis, decoding, trees, types, verification
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.COMPARE,
+    binary.DRAFT,
+    binary.DRAFT_LENGTH,
+    binary.MAX_NEW_TOKENS,
+    binary.METHOD,
+    binary.REPEATS,
+    binary.RULE,
+    binary.STOP,
+    binary.TEMPERATURE,
+)
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
 _PROMPT_FILE = flags.DEFINE_string(
     "prompt_file", None, "A text file with what the user says; without either, a built-in one."
@@ -324,7 +334,7 @@ def _table(report: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), _table)
+    binary.report(argv, lambda: run(config_from_flags()), _table, _TAKES)
 
 
 if __name__ == "__main__":

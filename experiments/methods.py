@@ -277,7 +277,13 @@ def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
             raise ValueError(f"draft={draft!r}: layers:N needs a whole N, as in layers:12")
         draft_model = checkpoints.layer_truncated(bundle, int(number))
     else:
-        draft_model = specjax.load(draft).target
+        loaded = specjax.load(draft)
+        if loaded.tokenizer.fingerprint != bundle.tokenizer.fingerprint:
+            raise ValueError(
+                f"draft={draft!r} has another tokenizer than {bundle.name}: its tokens of one id "
+                "mean other text"
+            )
+        draft_model = loaded.target
     return _chain(draft_model, length, settings)
 
 

@@ -4,10 +4,10 @@
 
 goes on training one draft by one loss after another, each for the same number of updates on the
 data that distilling left in the folder (where there is none, it is made), and measures all on text
-held out. Nothing else is minimised, but for the lessons in copying that the draft had before (its
-card tells of them). `accepted_length` is the negative expected accepted length on
-answers drawn at temperature 1, which it is about, and forward KL on the others. On-policy means
-that half the updates are on text that the draft itself writes (DistillSpec, Zhou et al. 2023, arXiv
+of another seed. Nothing else is minimised, but for the lessons in copying that the draft had before
+(its card tells of them). `accepted_length` is the negative expected accepted length on answers
+drawn at temperature 1, which it is about, and forward KL on the others. On-policy means that half
+the updates are on text that the draft itself writes (DistillSpec, Zhou et al. 2023, arXiv
 2310.08461, section 4).
 """
 
@@ -17,12 +17,23 @@ import pathlib
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app
 
 from experiments import binary, distill_config, distill_stages, methods, targets
-from specjax.training import data
+from specjax.training import batches, data, distillation, folders, held_out
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.BATCH,
+    binary.BATCH_TOKENS,
+    binary.DOMAINS,
+    binary.DRAFT,
+    binary.DRAFT_LENGTH,
+    binary.FOLDER,
+    binary.MAX_NEW_TOKENS,
+    binary.RATE,
+    binary.STEPS,
+    binary.TOKENS,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "forward_kl": {},
@@ -33,17 +44,41 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "forward_kl, on-policy": {"on_policy": 0.5},
     "total_variation, on-policy": {"loss": "total_variation", "on_policy": 0.5},
 }
+# Where none of these is given, whatever data the folder holds will do.
+_OF_DATA = (binary.TOKENS, binary.DOMAINS, binary.BATCH, binary.MAX_NEW_TOKENS)
+# Answer tokens that drafts are measured on.
+_MEASURED = 20_000
 
 
-def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]:
-    """The report, ready for JSON."""
+def run(
+    config: distill_config.Config, draft: str, model: str, any_data: bool = False
+) -> dict[str, Any]:
+    """The report, ready for JSON; with `any_data` on whatever data the folder holds."""
     binary.start()
     bundle = targets.load(model)
     config = distill_stages.of_draft(config, bundle, draft)
-    held = data.read(pathlib.Path(config.folder) / "data", bundle)
+    held = data.read(pathlib.Path(config.folder) / "data", bundle) if any_data else []
     if not held:
         held, _ = distill_stages.generate(config, bundle)
     folder = pathlib.Path(config.folder) / "objectives"
+    # What a folder holds out of little text would not tell losses apart.
+    other = dataclasses.replace(
+        config,
+        folder=str(folder / "measured"),
+        tokens=min(config.tokens, _MEASURED),
+        texts=dataclasses.replace(config.texts, seed=config.texts.seed + 1),
+    )
+    order = batches.Batches(
+        distill_stages.generate(other, bundle)[0], config.batch_tokens, config.seed
+    )
+    texts = [order(index) for index in range(order.per_epoch)]
+
+    def measured(objective: distillation.Distillation, params: Any, frozen: Any):
+        return held_out.measure(objective, params, frozen, texts, config.draft_length)
+
+    params, frozen = distill_stages.begin(config, bundle, held, config.shape)
+    objective = config.objective(distillation.configure(bundle.config, config.shape))
+    before = measured(objective, params, frozen)
     rows: list[dict[str, Any]] = []
     for name, changes in VARIANTS.items():
         with binary.Progress(name):
@@ -54,14 +89,13 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
                 config.shape,
                 folder / f"{name.replace(', ', '-')}-{config.steps}-{config.rate:g}",
             )
+        found = measured(trained.objective, trained.params, trained.frozen)
+        rows.append({"loss": name, "minutes": trained.seconds / 60, **found})
         # A process has room for so many programs, and the next loss needs none of these.
         jax.clear_caches()
-        rows.append({"loss": name, "minutes": trained.seconds / 60, **trained.held_out})
-    before = distill_stages.measure(config, bundle, held)
     report = {"draft": draft, "steps": config.steps, "before": before, "rows": rows}
     report["versions"] = binary.versions()
-    path = folder / "objectives.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    folders.write(folder / "objectives.json", json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -78,8 +112,6 @@ def table(report: dict[str, Any]) -> str:
 
 def config_from_flags() -> distill_config.Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
-    binary.refuse(binary.PROMPTS, binary.FILES)
     return distill_config.Config(
         folder=binary.folder(),
         tokens=binary.given(binary.TOKENS, distill_config.Config.tokens),
@@ -103,9 +135,10 @@ def main(argv: list[str]) -> None:
 
     def report() -> dict[str, Any]:
         draft = str(binary.given(binary.DRAFT, methods.SHIPPED))
-        return run(config_from_flags(), draft, binary.MODEL.value)
+        any_data = not any(flag.present for flag in _OF_DATA)
+        return run(config_from_flags(), draft, binary.MODEL.value, any_data)
 
-    binary.report(argv, report, table)
+    binary.report(argv, report, table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import specjax
 from experiments import binary, compilation, measure, methods, process, profile_parts, profile_table
 from specjax import checkpoints, decoding, drafters, types
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(binary.DRAFT, binary.DRAFT_LENGTH, binary.REPEATS)
 _PROMPT_LENGTH = flags.DEFINE_integer(
     "prompt_length", None, "Tokens before a pass, a draft or a loop; default 128."
 )
@@ -112,7 +112,7 @@ def _start(
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), profile_table.table)
+    binary.report(argv, lambda: run(config_from_flags()), profile_table.table, _TAKES)
 
 
 if __name__ == "__main__":

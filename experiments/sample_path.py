@@ -14,13 +14,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app
 
 import specjax
 from experiments import binary, prompt_files, targets
 from specjax import analysis, checkpoints, drafters, models, types
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.BATCH,
+    binary.COUNT,
+    binary.LONGEST,
+    binary.MAX_NEW_TOKENS,
+    binary.PROMPTS,
+    binary.TEMPERATURE,
+)
 
 _CHUNK = 64
 _MOST = 20
@@ -220,7 +227,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; exit code 1 where a text differs, 2 for bad input."""
-    binary.report(argv, lambda: run(config_from_flags()), table)
+    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
 
 
 if __name__ == "__main__":

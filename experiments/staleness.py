@@ -33,7 +33,18 @@ from specjax.training import (
     tuning,
 )
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(
+    binary.BATCH,
+    binary.BATCH_TOKENS,
+    binary.DOMAINS,
+    binary.DRAFT,
+    binary.DRAFT_LENGTH,
+    binary.FILES,
+    binary.FOLDER,
+    binary.RATE,
+    binary.STEPS,
+    binary.TOKENS,
+)
 _STRENGTHS = flags.DEFINE_list("strengths", ["10", "40", "160"], "Updates of the target.")
 _TARGET_RATE = flags.DEFINE_float("target_rate", 3e-5, "Learning rate of the target.")
 _WINDOW = flags.DEFINE_integer("window", 256, "Tokens of a window that the target is tuned on.")
@@ -182,8 +193,9 @@ def run(config: Config) -> dict[str, Any]:
             row, seen = realigned(config, changed, steps)
             row["kl"] = divergence(bundle, changed, seen) if steps else 0.0
         rows.append({"updates": steps, **row})
-        path = pathlib.Path(config.folder) / "staleness.json"
-        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        folders.write(
+            pathlib.Path(config.folder) / "staleness.json", json.dumps(rows, indent=1) + "\n"
+        )
     plot(rows, pathlib.Path(config.folder) / "staleness.png")
     return {**dataclasses.asdict(config), "rows": rows, "versions": binary.versions()}
 
@@ -225,8 +237,6 @@ def table(report: dict[str, Any]) -> str:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    binary.refuse(binary.STOP, binary.RULE, binary.TEMPERATURE, binary.METHOD, binary.COMPARE)
-    binary.refuse(binary.PROMPTS, binary.COUNT)
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     files = binary.FILES.value or [str(library / f"{name}.py") for name in _LIBRARY]
     try:
@@ -255,7 +265,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), table)
+    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from absl import app, flags
 from experiments import binary, measure
 from specjax import trees, types, verification
 
-flags.adopt_module_key_flags(binary)
+_TAKES = binary.takes(binary.BATCH, binary.REPEATS)
 _LENGTH = flags.DEFINE_integer("length", 8, "K, the chain's draft length.")
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 131072, "V.")
 _EXPANSION = flags.DEFINE_list("expansion", ["4", "3", "4"], "The tree's children by depth.")
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
         repeats = binary.given(binary.REPEATS, Config.repeats)
         return run(Config(batch, _LENGTH.value, _VOCABULARY.value, expansion, repeats))
 
-    binary.report(argv, job, table)
+    binary.report(argv, job, table, _TAKES)
 
 
 if __name__ == "__main__":

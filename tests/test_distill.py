@@ -209,6 +209,9 @@ def test_domains_hold_cost_against_saving(call, draft, tmp_path):
     even = report["break_even_tokens"]["code"]
     assert (even is None) == (speedups[1] <= speedups[0])
     assert domains.break_even(1.0, 0.1, 1.0, 2.0) == pytest.approx(60 / (0.1 * 0.5))
+    assert "code: " in domains.table(report) and "no prompt of" not in domains.table(report)
+    unknown = domains.table({**report, "break_even_tokens": {}})
+    assert "no prompt of the group code tells whether it pays" in unknown
 
 
 # Of each kind one: a loss is a program for every width of batch.
@@ -229,8 +232,8 @@ def test_objectives_are_compared_from_one_beginning(
     # Not one of them leaves the draft as it was, and no two of them take it to the same place.
     assert len({row["overlap"] for row in (report["before"], *report["rows"])}) == len(names) + 1
     held_out = json.loads(draft.with_suffix(".json").read_text())["held_out"]
-    # The file holds it in bfloat16.
-    assert report["before"] == pytest.approx(held_out, abs=0.02)
+    # The file holds it in bfloat16, and it is measured on other text.
+    assert report["before"] == pytest.approx(held_out, abs=0.1)
 
 
 def test_staleness_grows_with_the_divergence(call, cardless, tmp_path):
@@ -275,6 +278,9 @@ def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):
         (objectives, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere"),
         (distill, ["--model=tiny", "--folder=x", "--prompts=/nowhere"], "/nowhere"),
         (distill, ["--folder=x", "--draft=y"], "--draft means nothing"),
+        (staleness, ["--folder=x", "--max_new_tokens=7"], "--max_new_tokens means nothing"),
+        (objectives, ["--folder=x", "--out=y"], "--out means nothing"),
+        (acceptance, ["--repeats=3"], "--repeats means nothing"),
         (distill, ["--folder=x", "--draft_length=0"], "--draft_length=0"),
         (distill, ["--model=tiny", "--folder=x", "--feed_forward=0"], "intermediate_size=0"),
         (distill, ["--model=tiny", "--folder=x", "--draft_vocabulary=999"], "vocabulary=999"),

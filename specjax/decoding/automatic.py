@@ -65,6 +65,10 @@ class Cost:
         (x, low), (y, high) = self.passes[right - 1], self.passes[right]
         return low + (high - low) * (width - x) / (y - x)
 
+    def of_step(self, drafted: int, width: int) -> float:
+        """A step that drafts so many tokens and whose pass has this width."""
+        return drafted * self.draft + self.of_pass(width) + self.overhead
+
     def speedup(self, acceptance: Sequence[float], length: int) -> float:
         """Over plain decoding, with drafts of K = `length` tokens; 1 for 0.
 
@@ -77,7 +81,7 @@ class Cost:
         emitted = 1.0 + float(np.sum(np.cumprod(rates)))
         if length == 0:
             return 1.0
-        return emitted / (length * self.draft + self.of_pass(length + 1) + self.overhead)
+        return emitted / self.of_step(length, length + 1)
 
 
 def best_length(
@@ -132,8 +136,7 @@ def generate_automatically(
     """
     longest = _longest(choices)
     # First of all, since a state to go on from is consumed by what follows.
-    for drafter in choices.values():
-        generation.rule_for(target, drafter, rule)
+    _check_chains(target, choices, rule)
     request, state = start.init(target, longest, prompts, **options)
     return decode_automatically(target, choices, request, state, cost, rule, steps)
 
@@ -179,14 +182,9 @@ class AutomaticStream(generation.TokenStream):
     ):
         for drafter in (_longest(choices), *choices.values()):
             start.check_state(drafter, state)
+        _check_chains(target, choices, rule)
         super().__init__(target, _longest(choices), request, state, rule, steps)
         self._choices, self._cost, self._depth = dict(choices), cost, max(choices)
-        depth = self._statistics.tested.shape[1]
-        if depth != self._depth:
-            raise ValueError(
-                f"choices[{self._depth}] drafts a tree of depth {depth}; "
-                "only chains have a length to choose"
-            )
         # A rule left open is picked for each length by itself: they draft alike.
         self._asked, self._steps = rule, steps
 
@@ -214,6 +212,20 @@ def _longest(choices: Mapping[int, types.Drafter]) -> types.Drafter:
                 f"choices[{length}] drafts {drafter.nodes} tokens; give each drafter its length"
             )
     return choices[max(choices)]
+
+
+def _check_chains(
+    target: types.LanguageModel,
+    choices: Mapping[int, types.Drafter],
+    rule: str | types.VerificationRule | None,
+) -> None:
+    for length, drafter in choices.items():
+        depth = generation.form_of(target, drafter, rule).depth
+        if depth != length:
+            raise ValueError(
+                f"choices[{length}] drafts a tree of depth {depth}; only chains have a length to "
+                "choose"
+            )
 
 
 def _deepen(statistics: states.Statistics, depth: int) -> states.Statistics:

@@ -95,7 +95,7 @@ def advance(
       The state, and the counts of these steps alone.
     """
     requests.check(target, drafter, state)
-    form = _form(target, drafter, rule)
+    form = form_of(target, drafter, rule)
     statistics = states.no_statistics(state.length.shape[0], form.depth)
     most_steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
     return _run(target, drafter, request, state, statistics, most_steps, form.rule)
@@ -156,7 +156,7 @@ class TokenStream(Iterator[list[list[int]]]):
         steps: int = 1,
     ):
         requests.check(target, drafter, state)
-        form = _form(target, drafter, rule)
+        form = form_of(target, drafter, rule)
         self._models, self._request, self._rule = (target, drafter), request, form.rule
         self._steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
         self._state = state
@@ -195,29 +195,34 @@ def rule_for(
     Raises:
       ValueError: the rule asked for cannot take the drafter's drafts, or no rule has this name.
     """
-    requests.check(target, drafter)
-    return _form(target, drafter, rule).rule
+    return form_of(target, drafter, rule).rule
 
 
 @struct.dataclass
-class _Form:
+class Form:
     """What is static in a draft: the rule that takes it, and its depth D."""
 
     rule: types.VerificationRule = struct.field(pytree_node=False)
     depth: int = struct.field(pytree_node=False)
 
 
-def _form(target, drafter, rule: str | types.VerificationRule | None) -> _Form:
+def form_of(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    rule: str | types.VerificationRule | None = None,
+) -> Form:
+    """Of the drafter's drafts, with the rule that `generate` would use; raises as `rule_for`."""
+    requests.check(target, drafter)
     return _traced_form(target, drafter, None if rule is None else verification.get(rule))
 
 
 # Compiled only so that the drafter is traced once: the program is empty.
 @functools.partial(jax.jit, static_argnames=("rule",))
-def _traced_form(target, drafter, rule: types.VerificationRule | None) -> _Form:
+def _traced_form(target, drafter, rule: types.VerificationRule | None) -> Form:
     draft = first_draft(target, drafter)
     rule = verification.default_rule(draft) if rule is None else rule
     verification.check(rule, draft)
-    return _Form(rule, draft.tree.max_depth)
+    return Form(rule, draft.tree.max_depth)
 
 
 def first_draft(target: types.LanguageModel, drafter: types.Drafter) -> types.Draft:

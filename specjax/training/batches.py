@@ -90,7 +90,7 @@ class Batches:
             width: max(tokens // width // multiple, 1) * multiple for width in self._groups
         }
         if not unseen:
-            self._merge()
+            self._merge(multiple)
         # Steps of one width share a program, so what is left over waits for the next epoch; text
         # that is only measured on is all looked at.
         self._least = 1 if unseen else None
@@ -112,13 +112,18 @@ class Batches:
         width, places = self._order[1][index]
         return self._gather(width, places)
 
-    def _merge(self) -> None:
+    def _merge(self, multiple: int) -> None:
         """Gives conversations too few for a batch to the next width, or they were never seen."""
         widths = sorted(self._groups)
         for width, wider in zip(widths, widths[1:], strict=False):
             if len(self._groups[width]) < self._rows[width]:
                 self._groups[wider] += self._groups.pop(width)
                 self._answers[wider] = max(self._answers[wider], self._answers[width])
+        # For the widest there is no wider one: its batches are as small as what it has.
+        widest = max(self._groups, default=None)
+        if widest is not None:
+            whole = len(self._groups[widest]) // multiple * multiple
+            self._rows[widest] = min(self._rows[widest], max(whole, multiple))
 
     def _shuffled(self, epoch: int) -> list[tuple[int, list[_Place]]]:
         generator = np.random.default_rng([self._seed, epoch])

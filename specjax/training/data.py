@@ -166,34 +166,41 @@ def generate(
     own = {
         **dataclasses.asdict(settings),
         "target": folders.fingerprint(bundle.target.params),
+        "tokenizer": bundle.tokenizer.fingerprint,
+        "chat": bundle.tokenizer.decode(bundle.chat("…")),
         "texts": [folders.digest(path) for path in settings.files],
     }
     folders.claim(folder / _SETTINGS, own)
     made: list[shards.Shard] = []
     recorder = recording.recorder(target, settings.taps, settings.top)
     files = _files(settings.files, bundle)
-    began, fresh = time.monotonic(), 0
-    mark, counted = began, 0
+    began = mark = time.monotonic()
+    speeds: list[tuple[int, float]] = []
     while (done := _count(made)) < tokens:
         index = len(made)
         path = folder / _name(index)
         if path.exists():
             made.append(shards.read(path))
-            mark, counted = time.monotonic(), _count(made)
+            mark = time.monotonic()
             continue
         domain = settings.domains[index % len(settings.domains)]
         asked = _prompts(bundle, settings, index, domain, made, files)
         shards.write(path, domain, _answers(target, settings, index, asked, recorder))
         made.append(shards.read(path))
         done, now = _count(made), time.monotonic()
-        rate = (done - counted) / (now - mark)
+        speeds.append((made[-1].answer_tokens, now - mark))
+        mark = now
+        # The first holds the compilation, which tells nothing of what is to come.
+        told = speeds[1:] or speeds
+        rate = sum(count for count, _ in told) / sum(seconds for _, seconds in told)
         left = max(tokens - done, 0) / rate
         report(Progress(len(made), done, tokens, rate, left))
-        fresh += 1
-        if fresh == 1:
-            # It holds the compilation, which tells nothing of what is to come.
-            mark, counted = now, done
+        if len(speeds) == 1:
             continue
+        if len(told) < len(settings.domains):
+            # Domains differ in speed: until each has had its turn, the fastest speaks for all.
+            rate = max(count / seconds for count, seconds in told)
+            left = max(tokens - done, 0) / rate
         spare = math.inf if budget_seconds is None else max(budget_seconds - (now - began), 0)
         if left > spare:
             raise ValueError(

@@ -80,40 +80,42 @@ def fit(
         first = int(state.step)
         seconds = _forget_after(folder / _METRICS, first)
         began = time.monotonic() - seconds
-        with (folder / _METRICS).open("a", encoding="utf-8") as metrics:
-            for number in range(first, schedule.steps):
-                batch = batches(number, state.params)
-                if mesh is not None:
-                    batch = core.place(batch, mesh, rows=True)
-                state, told = core.step(
-                    state,
-                    frozen,
-                    batch,
-                    key,
-                    schedule.at(number),
-                    objective,
-                    parts,
-                    dtype,
-                    optimizer,
+        lines: list[str] = []
+        for number in range(first, schedule.steps):
+            batch = batches(number, state.params)
+            if mesh is not None:
+                batch = core.place(batch, mesh, rows=True)
+            state, told = core.step(
+                state,
+                frozen,
+                batch,
+                key,
+                schedule.at(number),
+                objective,
+                parts,
+                dtype,
+                optimizer,
+            )
+            line = {name: float(value) for name, value in told.items()}
+            if not line.pop("finite"):
+                folders.append(folder / _METRICS, "".join(lines))
+                raise TrainingError(
+                    f"step {number}: loss {line['loss']}, gradient {line['gradient_norm']}; "
+                    f"the newest good checkpoint in {folder} is of step "
+                    f"{checkpoints.newest or 'none'}; a rate below {schedule.rate:g} may help, "
+                    "in another folder"
                 )
-                line = {name: float(value) for name, value in told.items()}
-                if not line.pop("finite"):
-                    raise TrainingError(
-                        f"step {number}: loss {line['loss']}, gradient {line['gradient_norm']}; "
-                        f"the newest good checkpoint in {folder} is of step "
-                        f"{checkpoints.newest or 'none'}; a rate below {schedule.rate:g} may help, "
-                        "in another folder"
-                    )
-                done = number + 1
-                line = {"step": done, "seconds": time.monotonic() - began, **line}
-                if measure and (done % measure_every == 0 or done == schedule.steps):
-                    line["held_out"] = measure(state.average)
-                # The line goes first: a checkpoint never stands for steps without lines.
-                metrics.write(json.dumps(line) + "\n")
-                if done % save_every == 0 or done == schedule.steps:
-                    metrics.flush()
-                    checkpoints.save(done, state)
-                report(line)
+            done = number + 1
+            line = {"step": done, "seconds": time.monotonic() - began, **line}
+            if measure and (done % measure_every == 0 or done == schedule.steps):
+                line["held_out"] = measure(state.average)
+            lines.append(json.dumps(line) + "\n")
+            if done % save_every == 0 or done == schedule.steps:
+                # They go first: a checkpoint never stands for steps without lines.
+                folders.append(folder / _METRICS, "".join(lines))
+                lines.clear()
+                checkpoints.save(done, state)
+            report(line)
     return state
 
 

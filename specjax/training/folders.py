@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["check", "claim", "digest", "fingerprint", "write"]
+__all__ = ["append", "check", "claim", "digest", "fingerprint", "write"]
 
 
 def digest(path: pathlib.Path | str | None) -> str | None:
@@ -53,6 +53,19 @@ def write(path: pathlib.Path | str, text: str) -> None:
         raise ValueError(f"{path} cannot be written: {error}; make room, and run again") from error
 
 
+def append(path: pathlib.Path | str, text: str) -> None:
+    """Writes text behind what stands in a file.
+
+    Raises:
+      ValueError: it cannot be written, as on a full disk; a part of it may have been.
+    """
+    try:
+        with pathlib.Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}; make room, and run again") from error
+
+
 def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings where none stand yet, with the folder, and refuses others.
 
@@ -92,9 +105,12 @@ def check(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {found!r}, not settings by name")
     except (OSError, ValueError) as error:
         raise ValueError(_useless(path, error)) from error
+    return found
 
 
 def _useless(path: pathlib.Path, error: Exception) -> str:

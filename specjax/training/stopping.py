@@ -57,7 +57,7 @@ class Counts:
         took = self.draft_steps * cost.draft
         for drafted, steps in enumerate(self.drafted):
             width = next(width for width in widths if width > drafted)
-            took += steps * (cost.of_pass(width) + cost.overhead)
+            took += steps * cost.of_step(0, width)
         return self.emitted / max(took, 1e-9)
 
 
@@ -88,8 +88,8 @@ def replay(
     """Decodes the texts greedily from what was guessed.
 
     Exact in emitted tokens and target steps. Behind a wrong guess a draft goes on from its own
-    tokens, of which nothing was recorded: its draft steps there are counted as if it were as sure
-    as it was of the text.
+    tokens, of which nothing was recorded: what it drafts there, and so its draft steps and the
+    widths of passes, is counted as if it were as sure as it was of the text.
 
     Args:
       texts: what was guessed.

@@ -112,9 +112,13 @@ def test_bad_choices_are_named():
     with pytest.raises(ValueError, match="started with another drafter"):
         mixed = {2: drafters.model(draft, 2), 3: drafters.prompt_lookup(3)}
         decoding.generate_automatically(target, mixed, [[1, 2]], COST)
-    branching = {6: drafters.tree(draft, (2, 2))}
-    with pytest.raises(ValueError, match=r"choices\[6\] drafts a tree of depth 2"):
-        decoding.generate_automatically(target, branching, [[1, 2]], COST)
+    for branching, length in (
+        ({6: drafters.tree(draft, (2, 2))}, 6),
+        ({2: drafters.tree(draft, (2,)), 3: drafters.model(draft, 3)}, 2),
+    ):
+        complaint = rf"choices\[{length}\] drafts a tree of depth {2 if length == 6 else 1}"
+        with pytest.raises(ValueError, match=complaint):
+            decoding.generate_automatically(target, branching, [[1, 2]], COST)
     for passes in ((), ((2, 1.0),), ((1, 1.0), (1, 2.0)), ((1, -1.0),)):
         with pytest.raises(ValueError):
             decoding.Cost(0.1, passes)

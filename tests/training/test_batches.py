@@ -1,6 +1,7 @@
 """Batches of recorded text, and of what the draft writes itself."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -51,6 +52,23 @@ def test_few_conversations_of_a_width_join_the_next(held):
     widest = max(order._groups)
     count = sum(len(places) for width, places in order._groups.items() if width < widest)
     assert count + len(order._groups[widest]) == sum(len(s.rows(unseen=False)) for s in held)
+
+
+def test_the_few_longest_texts_are_trained_on(held, monkeypatch):
+    """They have no wider ones to join."""
+    lengths = [40] * 64 + [300] * 6
+    shard = dataclasses.replace(
+        held[0],
+        offsets=np.cumsum([0, *lengths]),
+        prompts=np.full(len(lengths), 8),
+        temperature=np.zeros(len(lengths), np.float32),
+    )
+    for multiple, kept in ((1, 6), (4, 4)):
+        order = batches.Batches([shard], 4096, 0, multiple=multiple)
+        sizes = {width: order._rows[width] for width in order._groups}
+        assert sizes[max(sizes)] == kept
+        drawn = [place.row for _, places in order._shuffled(0) for place in places]
+        assert sum(row >= 64 for row in drawn) == kept
 
 
 def test_rows_divide_among_parts_and_devices(held):

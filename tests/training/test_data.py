@@ -230,6 +230,27 @@ def test_a_budget_is_for_what_is_still_to_be_made(tmp_path, monkeypatch):
         data.generate(tasks.bundle(), tmp_path, 10 * count, **options)
 
 
+def test_one_slow_domain_does_not_speak_for_all(tmp_path, monkeypatch):
+    """What fits is not refused because the first domain after the compilation is a slow one."""
+    clock = [0.0]
+    monkeypatch.setattr(data.time, "monotonic", lambda: clock[0])
+    seconds = {"passage": 10.0, "user_turn": 100.0, "open": 10.0, "code": 10.0, "editing": 10.0}
+    write = data.shards.write
+
+    def timed(path, domain, arrays):
+        clock[0] += seconds[domain]
+        write(path, domain, arrays)
+
+    monkeypatch.setattr(data.shards, "write", timed)
+    made = tasks.make(tmp_path / "free", 1000)
+    needed, clock[0] = clock[0], 0.0
+    options = {"settings": tasks.SETTINGS, "budget_seconds": 1.2 * needed}
+    assert len(data.generate(tasks.bundle(), tmp_path / "held", 1000, **options)) == len(made) > 6
+    with pytest.raises(ValueError, match="do not fit the budget"):
+        options["budget_seconds"] = 0.3 * needed
+        data.generate(tasks.bundle(), tmp_path / "tight", 1000, **options)
+
+
 @pytest.mark.parametrize("name", ["tokens.npy", "features.npy", "shard.json"])
 @pytest.mark.parametrize("damage", ["changed", "short", "gone"])
 def test_damaged_shards_are_named(tmp_path, name, damage):

@@ -143,6 +143,12 @@ def test_measures_and_draws(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_metrics_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match="metrics.jsonl cannot be written.*make room"):
+        fit(tmp_path)
+
+
 def test_damaged_metrics_are_named(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         fitting.read_metrics(tmp_path)

@@ -27,9 +27,10 @@ def test_some_settings_may_be_asked_for_alone(tmp_path):
     folders.check(path, {"seed": 0})
     with pytest.raises(ValueError, match="seed=0, and 1 is asked for"):
         folders.check(path, {"seed": 1})
-    path.write_text("{")
-    with pytest.raises(ValueError, match="settings.json cannot be used.*give another folder"):
-        folders.check(path, {"seed": 0})
+    for useless in ("{", "[]"):
+        path.write_text(useless)
+        with pytest.raises(ValueError, match="settings.json cannot be used.*give another folder"):
+            folders.check(path, {"seed": 0})
 
 
 def test_a_full_disk_leaves_what_stood_there(tmp_path, monkeypatch):
@@ -45,3 +46,12 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="card.json cannot be written.*No space left.*make room"):
         folders.write(path, "second")
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_appended_stands_behind_or_is_refused(tmp_path):
+    path = tmp_path / "lines"
+    for line in ("first\n", "second\n"):
+        folders.append(path, line)
+    assert path.read_text() == "first\nsecond\n"
+    with pytest.raises(ValueError, match="/dev/full cannot be written.*No space left.*make room"):
+        folders.append("/dev/full", "third\n")
