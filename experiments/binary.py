@@ -147,6 +147,7 @@ class Progress:
 
     def __init__(self, what: str):
         self.what = what
+        self._tenth = 0
 
     def __enter__(self):
         self.began = time.perf_counter()
@@ -158,8 +159,10 @@ class Progress:
         print(f" about {seconds:.0f} s more …", end="", file=sys.stderr, flush=True)
 
     def at(self, done: int, all_of_them: int) -> None:
-        """Says, at every tenth, how far it has come and how much longer it may take."""
-        if 10 * done // all_of_them > 10 * (done - 1) // all_of_them and done < all_of_them:
+        """Says, past every tenth, how far it has come and how much longer it may take."""
+        tenth = 10 * done // all_of_them
+        if tenth > self._tenth and done < all_of_them:
+            self._tenth = tenth
             left = (time.perf_counter() - self.began) * (all_of_them - done) / done
             print(f" {100 * done // all_of_them} %", end="", file=sys.stderr, flush=True)
             self.expect(left)

@@ -323,3 +323,12 @@ def test_every_method_builds_with_its_own_settings(smollm2, name):
     drafter = methods.build(name, smollm2, methods.Settings())
     assert drafter.name == name
     assert methods.find(name).description
+
+
+def test_progress_is_told_past_every_tenth_whatever_the_stride(capsys):
+    for stride, said in ((1, 9), (8, 5), (100, 0)):
+        with binary.Progress("deeds") as progress:
+            for done in range(stride, 42, stride):
+                progress.at(done, 42)
+            progress.at(42, 42)
+        assert capsys.readouterr().err.count("%") == said
