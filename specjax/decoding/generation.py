@@ -14,12 +14,14 @@ from specjax.decoding import plain, requests, speculative, start
 from specjax.decoding import state as states
 
 __all__ = [
+    "Form",
     "TokenStream",
     "advance",
     "as_result",
     "autoregressive",
     "decode",
     "first_draft",
+    "form_of",
     "generate",
     "rule_for",
     "stream",
