@@ -198,8 +198,9 @@ def generate(
         if len(speeds) == 1:
             continue
         if len(told) < len(settings.domains):
-            # Domains differ in speed: until each has had its turn, the fastest speaks for all.
-            rate = max(count / seconds for count, seconds in told)
+            # Domains differ in speed: until each has had its turn, the fastest speaks for all,
+            # the first, which is faster still than it seems, among them.
+            rate = max(count / seconds for count, seconds in speeds)
             left = max(tokens - done, 0) / rate
         spare = math.inf if budget_seconds is None else max(budget_seconds - (now - began), 0)
         if left > spare:

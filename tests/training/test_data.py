@@ -242,13 +242,13 @@ def test_one_slow_domain_does_not_speak_for_all(tmp_path, monkeypatch):
         write(path, domain, arrays)
 
     monkeypatch.setattr(data.shards, "write", timed)
-    made = tasks.make(tmp_path / "free", 1000)
+    made = tasks.make(tmp_path / "free", 1300)
     needed, clock[0] = clock[0], 0.0
     options = {"settings": tasks.SETTINGS, "budget_seconds": 1.2 * needed}
-    assert len(data.generate(tasks.bundle(), tmp_path / "held", 1000, **options)) == len(made) > 6
+    assert len(data.generate(tasks.bundle(), tmp_path / "held", 1300, **options)) == len(made) > 6
     with pytest.raises(ValueError, match="do not fit the budget"):
         options["budget_seconds"] = 0.3 * needed
-        data.generate(tasks.bundle(), tmp_path / "tight", 1000, **options)
+        data.generate(tasks.bundle(), tmp_path / "tight", 1300, **options)
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "features.npy", "shard.json"])
