@@ -144,7 +144,7 @@ def test_measures_and_draws(tmp_path):
 
 
 def test_metrics_that_cannot_be_written_are_named(tmp_path):
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "nowhere" / "metrics.jsonl")
     with pytest.raises(ValueError, match="metrics.jsonl cannot be written.*make room"):
         fit(tmp_path)
 
