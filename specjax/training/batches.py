@@ -98,8 +98,8 @@ class Batches:
         if not self.per_epoch:
             count = sum(len(shard.rows(unseen)) for shard in held)
             raise ValueError(
-                f"{count} conversations make no batch of {tokens} tokens; generate more, or ask "
-                "for smaller batches"
+                f"{count} conversations make no batch of {multiple} rows; generate more, or ask "
+                "for fewer parts or devices"
             )
         self._order: tuple[int, list[tuple[int, list[_Place]]]] = (-1, [])
 

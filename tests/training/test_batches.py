@@ -56,7 +56,7 @@ def test_few_conversations_of_a_width_join_the_next(held):
 
 def test_the_few_longest_texts_are_trained_on(held, monkeypatch):
     """They have no wider ones to join."""
-    lengths = [40] * 64 + [300] * 6
+    lengths = [40] * 80 + [300] * 6
     shard = dataclasses.replace(
         held[0],
         offsets=np.cumsum([0, *lengths]),
@@ -68,7 +68,7 @@ def test_the_few_longest_texts_are_trained_on(held, monkeypatch):
         sizes = {width: order._rows[width] for width in order._groups}
         assert sizes[max(sizes)] == kept
         drawn = [place.row for _, places in order._shuffled(0) for place in places]
-        assert sum(row >= 64 for row in drawn) == kept
+        assert sum(row >= 80 for row in drawn) == kept
 
 
 def test_rows_divide_among_parts_and_devices(held):
@@ -95,8 +95,8 @@ def test_what_is_held_out_is_never_trained_on(held):
 
 
 def test_batches_refuse_what_makes_none(held, tmp_path):
-    with pytest.raises(ValueError, match="conversations make no batch of 100000 tokens"):
-        batches.Batches(held[:1], 100_000, 0)
+    with pytest.raises(ValueError, match=r"\d+ conversations make no batch of 1000 rows"):
+        batches.Batches(held[:1], 100_000, 0, multiple=1000)
     bare = tasks.make(tmp_path, 10, taps=())
     with pytest.raises(ValueError, match="holds no features"):
         batches.Batches(bare, 128, 0)
