@@ -37,7 +37,7 @@ def fit(
     optimizer: optax.GradientTransformation = core.ADAM,
     mesh: jax.sharding.Mesh | None = None,
     settings: dict[str, Any] | None = None,
-    save_every: int = 200,
+    save_every: int = 50,
     measure_every: int = 200,
     measure: Callable[[Any], dict[str, float]] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
