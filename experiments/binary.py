@@ -81,6 +81,8 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "Directory of compiled programs, empty for none; by default JAX_COMPILATION_CACHE_DIR, or "
     "`programs` beside the fetched models.",
 )
+# What every binary takes that trains a draft.
+OF_TRAINING = (FOLDER, TOKENS, DOMAINS, BATCH, STEPS, RATE, BATCH_TOKENS, DRAFT_LENGTH)
 _SHARED = [value for value in list(globals().values()) if isinstance(value, flags.FlagHolder)]
 # Flags that `takes` declares are its caller's.
 flags.disclaim_key_flags()

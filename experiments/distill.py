@@ -21,18 +21,7 @@ from experiments.distill_run import run
 from specjax.training import data, distillation, losses
 
 _TAKES = binary.takes(
-    binary.BATCH,
-    binary.BATCH_TOKENS,
-    binary.DOMAINS,
-    binary.DRAFT_LENGTH,
-    binary.FILES,
-    binary.FOLDER,
-    binary.MAX_NEW_TOKENS,
-    binary.OUT,
-    binary.PROMPTS,
-    binary.RATE,
-    binary.STEPS,
-    binary.TOKENS,
+    *binary.OF_TRAINING, binary.FILES, binary.MAX_NEW_TOKENS, binary.OUT, binary.PROMPTS
 )
 _DATA_MINUTES = flags.DEFINE_float(
     "data_minutes", Config.data_minutes, "Time for them; what would take more is refused."

@@ -1,7 +1,6 @@
 """A whole distillation: its stages, the draft's file, and the card beside it."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -55,16 +54,11 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
         checkpoints.drafts.export(config.draft, bundle, config.export)
     made = _card(config, bundle, held, shape, trained, data_seconds)
     made |= {"command": command, "candidates": candidates, "earlier": earlier}
-    _write_card(config, made)
+    folders.write_json(config.draft.with_suffix(".json"), made)
     if config.prompts:
         made["acceptance"] = _acceptance(config, bundle)
-        _write_card(config, made)
+        folders.write_json(config.draft.with_suffix(".json"), made)
     return made
-
-
-def _write_card(config: Config, made: dict[str, Any]) -> None:
-    text = json.dumps(made, indent=1) + "\n"
-    folders.write(config.draft.with_suffix(".json"), text)
 
 
 def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:

@@ -7,7 +7,6 @@ draft on all groups of the prompts, and holds what the tuning cost against what 
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -29,18 +28,7 @@ from specjax import checkpoints, drafters
 from specjax.training import data, folders
 
 _TAKES = binary.takes(
-    binary.BATCH,
-    binary.BATCH_TOKENS,
-    binary.COUNT,
-    binary.DOMAINS,
-    binary.DRAFT,
-    binary.DRAFT_LENGTH,
-    binary.FOLDER,
-    binary.MAX_NEW_TOKENS,
-    binary.PROMPTS,
-    binary.RATE,
-    binary.STEPS,
-    binary.TOKENS,
+    *binary.OF_TRAINING, binary.COUNT, binary.DRAFT, binary.MAX_NEW_TOKENS, binary.PROMPTS
 )
 
 # The group of prompts that a domain's draft is meant for, where the names differ.
@@ -186,7 +174,7 @@ def run(config: Config) -> dict[str, Any]:
         "break_even_tokens": evens,
         "versions": binary.versions(),
     }
-    folders.write(pathlib.Path(config.folder) / "domains.json", json.dumps(report, indent=1) + "\n")
+    folders.write_json(pathlib.Path(config.folder) / "domains.json", report)
     return report
 
 

@@ -12,7 +12,6 @@ the updates are on text that the draft itself writes (DistillSpec, Zhou et al. 2
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -22,18 +21,7 @@ from absl import app
 from experiments import binary, distill_config, distill_stages, methods, targets
 from specjax.training import batches, data, distillation, folders, held_out
 
-_TAKES = binary.takes(
-    binary.BATCH,
-    binary.BATCH_TOKENS,
-    binary.DOMAINS,
-    binary.DRAFT,
-    binary.DRAFT_LENGTH,
-    binary.FOLDER,
-    binary.MAX_NEW_TOKENS,
-    binary.RATE,
-    binary.STEPS,
-    binary.TOKENS,
-)
+_TAKES = binary.takes(*binary.OF_TRAINING, binary.DRAFT, binary.MAX_NEW_TOKENS)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "forward_kl": {},
@@ -95,7 +83,7 @@ def run(
         jax.clear_caches()
     report = {"draft": draft, "steps": config.steps, "before": before, "rows": rows}
     report["versions"] = binary.versions()
-    folders.write(folder / "objectives.json", json.dumps(report, indent=1) + "\n")
+    folders.write_json(folder / "objectives.json", report)
     return report
 
 

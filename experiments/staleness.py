@@ -9,7 +9,6 @@ and its head's rows are those of the target that it drafts for, and so the tuned
 """
 
 import dataclasses
-import json
 import pathlib
 import sysconfig
 from typing import Any
@@ -33,18 +32,7 @@ from specjax.training import (
     tuning,
 )
 
-_TAKES = binary.takes(
-    binary.BATCH,
-    binary.BATCH_TOKENS,
-    binary.DOMAINS,
-    binary.DRAFT,
-    binary.DRAFT_LENGTH,
-    binary.FILES,
-    binary.FOLDER,
-    binary.RATE,
-    binary.STEPS,
-    binary.TOKENS,
-)
+_TAKES = binary.takes(*binary.OF_TRAINING, binary.DRAFT, binary.FILES)
 _STRENGTHS = flags.DEFINE_list("strengths", ["10", "40", "160"], "Updates of the target.")
 _TARGET_RATE = flags.DEFINE_float("target_rate", 3e-5, "Learning rate of the target.")
 _WINDOW = flags.DEFINE_integer("window", 256, "Tokens of a window that the target is tuned on.")
@@ -193,9 +181,7 @@ def run(config: Config) -> dict[str, Any]:
             row, seen = realigned(config, changed, steps)
             row["kl"] = divergence(bundle, changed, seen) if steps else 0.0
         rows.append({"updates": steps, **row})
-        folders.write(
-            pathlib.Path(config.folder) / "staleness.json", json.dumps(rows, indent=1) + "\n"
-        )
+        folders.write_json(pathlib.Path(config.folder) / "staleness.json", rows)
     plot(rows, pathlib.Path(config.folder) / "staleness.png")
     return {**dataclasses.asdict(config), "rows": rows, "versions": binary.versions()}
 

@@ -10,6 +10,7 @@ from experiments import (
     acceptance,
     binary,
     distill,
+    distill_run,
     domains,
     generate,
     methods,
@@ -78,6 +79,20 @@ def cardless(draft, tmp_path):
     copy = tmp_path / "cardless.safetensors"
     copy.write_bytes(draft.read_bytes())
     return copy
+
+
+def test_a_draft_that_cannot_be_written_leaves_the_one_before_with_its_card(
+    call, draft, folder, monkeypatch
+):
+    before = [path.read_bytes() for path in (draft, draft.with_suffix(".json"))]
+
+    def full(*_):
+        raise ValueError("No space left on device")
+
+    monkeypatch.setattr(distill_run.checkpoints.drafts, "write", full)
+    code, _, errors = call(distill, *TINY, *SHORT, f"--folder={folder}")
+    assert code == 2 and "No space left" in errors
+    assert [path.read_bytes() for path in (draft, draft.with_suffix(".json"))] == before
 
 
 def test_the_same_command_again_makes_nothing_anew(call, draft, folder):
@@ -180,6 +195,10 @@ def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):
     assert json.loads(call(acceptance, *flags)[1].splitlines()[-1])["groups"] == report["groups"]
     fewer = json.loads(call(acceptance, *flags, "--count=1")[1].splitlines()[-1])
     assert fewer["groups"]["overall"]["prompts"] == 2
+    nameless = [line.replace('"prompt":', '"asked":') for line in lines]
+    (tmp_path / "records").write_text("\n".join(nameless) + "\n")
+    code, _, errors = call(acceptance, *flags)
+    assert code == 2 and "do not name their prompts; give another file" in errors
     # The counts of a batch are those of each prompt alone, timed beside plain decoding.
     alone = [flag for flag in flags if "batch" not in flag and "out" not in flag] + ["--compare"]
     timed = json.loads(call(acceptance, *alone)[1].splitlines()[-1])
@@ -229,6 +248,8 @@ def test_objectives_are_compared_from_one_beginning(
     assert code == 0, errors
     report = json.loads(output.splitlines()[-1])
     assert [row["loss"] for row in report["rows"]] == list(names)
+    code, _, errors = call(objectives, *flags, f"--draft={cardless}", "--max_new_tokens=41")
+    assert code == 2 and "max_new_tokens=40, and 41 is asked for" in errors
     # Not one of them leaves the draft as it was, and no two of them take it to the same place.
     assert len({row["overlap"] for row in (report["before"], *report["rows"])}) == len(names) + 1
     held_out = json.loads(draft.with_suffix(".json").read_text())["held_out"]

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import flagsaver
 
 import specjax
-from experiments import binary, generate, methods
+from experiments import binary, generate, methods, targets
 from specjax import analysis, checkpoints, verification
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -314,6 +314,11 @@ def test_a_draft_may_be_a_checkpoint(call, smollm2):
     drafter = methods.build("model", smollm2, settings)
     assert drafter.nodes == 2
     assert drafter.params.model is smollm2.target
+
+
+def test_a_draft_with_another_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="smollm2-135m' has another tokenizer than tiny"):
+        methods.build("model", targets.tiny(), methods.Settings(draft="smollm2-135m"))
 
 
 @pytest.mark.parametrize(

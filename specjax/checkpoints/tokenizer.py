@@ -38,6 +38,7 @@ class Tokenizer:
       vocab_size: number of tokens the tokenizer knows; a model's embedding may have more rows.
       eos_ids: tokens that end an answer, most important first.
       bos_id: token that begins a text, or None; never added by `encode`.
+      chat_template: in Jinja, or None.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
-        self._chat_template = chat_template
+        self.chat_template = chat_template
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
         self.eos_ids = tuple(dict.fromkeys(int(token) for token in eos_ids))
         self.bos_id = bos_id
@@ -216,12 +217,12 @@ class Tokenizer:
           ValueError: the checkpoint has no chat template, or it refuses the messages.
           ImportError: jinja2 is not installed.
         """
-        if self._chat_template is None:
+        if self.chat_template is None:
             raise ValueError("this checkpoint has no chat template; give text to encode() instead")
         special = {"bos_token": self._text_of(self.bos_id)}
         special["eos_token"] = self._text_of(self.eos_ids[0] if self.eos_ids else None)
         return self.encode(
-            chats.render(self._chat_template, messages, add_generation_prompt, special)
+            chats.render(self.chat_template, messages, add_generation_prompt, special)
         )
 
     @property
@@ -237,7 +238,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self._text_of(self.eos_ids[0] if self.eos_ids else None) or None,
             "bos_token": self._text_of(self.bos_id) or None,
-            "chat_template": self._chat_template,
+            "chat_template": self.chat_template,
         }
         (folder / "tokenizer_config.json").write_text(
             json.dumps(settings, indent=2), encoding="utf-8"

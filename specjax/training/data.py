@@ -167,7 +167,7 @@ def generate(
         **dataclasses.asdict(settings),
         "target": folders.fingerprint(bundle.target.params),
         "tokenizer": bundle.tokenizer.fingerprint,
-        "chat": bundle.tokenizer.decode(bundle.chat("…")),
+        "chat_template": folders.digest_text(bundle.tokenizer.chat_template or ""),
         "texts": [folders.digest(path) for path in settings.files],
     }
     folders.claim(folder / _SETTINGS, own)

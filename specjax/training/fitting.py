@@ -11,8 +11,10 @@ import optax
 
 from specjax.training import core, folders, saving
 
-__all__ = ["TrainingError", "fit", "read_metrics"]
+__all__ = ["SAVE_EVERY", "TrainingError", "fit", "read_metrics"]
 
+# Updates between checkpoints.
+SAVE_EVERY = 40
 _METRICS = "metrics.jsonl"
 _SETTINGS = "training.json"
 # Of keys: others of the same seed drew the text.
@@ -37,7 +39,7 @@ def fit(
     optimizer: optax.GradientTransformation = core.ADAM,
     mesh: jax.sharding.Mesh | None = None,
     settings: dict[str, Any] | None = None,
-    save_every: int = 50,
+    save_every: int = SAVE_EVERY,
     measure_every: int = 200,
     measure: Callable[[Any], dict[str, float]] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,

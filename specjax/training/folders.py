@@ -10,7 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["append", "check", "claim", "digest", "fingerprint", "write"]
+__all__ = [
+    "append",
+    "check",
+    "claim",
+    "digest",
+    "digest_text",
+    "fingerprint",
+    "write",
+    "write_json",
+]
 
 
 def digest(path: pathlib.Path | str | None) -> str | None:
@@ -26,6 +35,11 @@ def digest(path: pathlib.Path | str | None) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint(params: Any) -> str:
@@ -51,6 +65,11 @@ def write(path: pathlib.Path | str, text: str) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ValueError(f"{path} cannot be written: {error}; make room, and run again") from error
+
+
+def write_json(path: pathlib.Path | str, value: Any) -> None:
+    """As `write`, of a value ready for JSON, indented for people."""
+    write(path, json.dumps(value, indent=1) + "\n")
 
 
 def append(path: pathlib.Path | str, text: str) -> None:
@@ -83,7 +102,7 @@ def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     except OSError as error:
         raise ValueError(_useless(path, error)) from error
     if not path.exists():
-        write(path, json.dumps(own, indent=1))
+        write_json(path, own)
     # What stands there and is not asked for is another run's too.
     check(path, dict.fromkeys(_read(path)) | own)
 

@@ -16,7 +16,7 @@ import numpy as np
 from specjax import checkpoints, decoding, types
 from specjax.models import policy as policies
 from specjax.models import products, transformer
-from specjax.training import batches, distillation
+from specjax.training import batches, distillation, fitting
 
 __all__ = ["OnPolicy", "judge"]
 
@@ -56,7 +56,7 @@ class OnPolicy:
         recorded: batches.Batches,
         *,
         share: float = 0.5,
-        every: int = 20,
+        every: int = fitting.SAVE_EVERY // 2,
         temperature: float = 1.0,
         seed: int = 0,
     ):

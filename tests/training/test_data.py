@@ -1,5 +1,6 @@
 """Data from the target: determinism, resuming, what was recorded, and every bad input."""
 
+import copy
 import dataclasses
 import errno
 import os
@@ -208,6 +209,12 @@ def test_other_settings_are_refused(held, tmp_path):
     tasks.make(tmp_path, 10)
     with pytest.raises(ValueError, match="batch=8, and 4 is asked for"):
         tasks.make(tmp_path, 10, batch=4)
+    bundle = tasks.bundle()
+    tokenizer = copy.copy(bundle.tokenizer)
+    tokenizer.chat_template = f"{tokenizer.chat_template} "
+    with pytest.raises(ValueError, match="was made with chat_template="):
+        other = dataclasses.replace(bundle, tokenizer=tokenizer)
+        data.generate(other, tmp_path, 10, tasks.SETTINGS)
 
 
 def test_more_than_the_budget_allows_says_how_long_it_would_take(tmp_path):
