@@ -171,11 +171,8 @@ def test_a_draft_trains_on_what_it_writes_and_resumes_to_the_bit(held, tokens, t
     ]
     assert losses_of[0] == losses_of[1]
     # As it is where nobody says otherwise, a checkpoint never falls into a block either.
-    defaults = (
-        inspect.signature(on_policy.OnPolicy).parameters,
-        inspect.signature(fitting.fit).parameters,
-    )
-    assert defaults[1]["save_every"].default % defaults[0]["every"].default == 0
+    block = inspect.signature(on_policy.OnPolicy).parameters["every"].default
+    assert inspect.signature(fitting.fit).parameters["save_every"].default % block == 0
     own = on_policy.OnPolicy(bundle, objective, frozen, recorded, share=0.5, every=2)
     first, second = own(0, params), own(1, params)
     np.testing.assert_array_equal(second.tokens, recorded(1).tokens)
