@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import binary, draft_costs, targets
+from experiments import binary, draft_costs, stopping, targets
 from experiments.distill_config import Config
 from experiments.distill_run import run
 from specjax.training import data, distillation, losses
@@ -99,20 +99,7 @@ def table(made: dict[str, Any]) -> str:
     for group, row in made.get("acceptance", {"groups": {}})["groups"].items():
         lines.append(f"  {group:<19}τ {row['tau']:.2f}, acceptance {row['acceptance_rate']:.2f}")
     if made["stopping"]:
-        best, cost = made["stopping"]["best"], made["stopping"]["cost"]
-        rule = {
-            "stop_below": f"below a maximum of {best['stop_below'] or 0:.2f}",
-            "stop_above": f"above an entropy of {best['stop_above'] or 0:.2f} nats",
-        }
-        when = next((text for name, text in rule.items() if best[name] is not None), "never")
-        lines += [
-            f"cost         a drafted token takes {cost['draft']:.3f} plain steps",
-            f"stop         {when}, at a draft length of {best['length']}: predicted speedup "
-            f"{best['speedup']:.2f}×; never: "
-            + ", ".join(
-                f"{row['speedup']:.2f}× at {row['length']}" for row in made["stopping"]["never"]
-            ),
-        ]
+        lines += stopping.lines(made["stopping"])
     return "\n".join(lines)
 
 

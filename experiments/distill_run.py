@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import acceptance, binary, distill_stages, methods, prompt_files, step_costs
+from experiments import acceptance, binary, distill_stages, methods, prompt_files, stopping
 from experiments.distill_config import Config
-from specjax import checkpoints, drafters
-from specjax.training import curves, data, distillation, folders, held_out, shards, stopping
+from specjax import checkpoints
+from specjax.training import curves, data, distillation, folders, shards
 
 __all__ = ["run"]
 
 # What acceptance is measured with.
 _LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
-_STOP_LENGTHS = (2, 3, 4, 5, 8)
 
 
 def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, Any]:
@@ -126,25 +125,14 @@ def _card(
         },
         "coverage": float(np.mean(np.isin(np.concatenate(unseen), tokens))),
         "held_out": dict(trained.held_out),
-        "stopping": _stopping(config, bundle, trained),
+        "stopping": stopping.chosen(
+            bundle,
+            trained.objective,
+            trained.params,
+            trained.frozen,
+            trained.unseen,
+            config.draft_length,
+        ),
         "bytes": config.draft.stat().st_size,
         "versions": binary.versions(),
-    }
-
-
-def _stopping(
-    config: Config, bundle: checkpoints.Bundle, trained: distill_stages.Trained
-) -> dict[str, Any]:
-    """Where this draft had better stop, at this machine's costs, by replay of text held out."""
-    model = distillation.draft_model(trained.objective.config, trained.params, trained.frozen)
-    cost = step_costs.measured(bundle.target, drafters.model(model, config.draft_length))
-    texts = held_out.guesses(trained.objective, trained.params, trained.frozen, trained.unseen)
-    if not texts:
-        return {}
-    best, tried = stopping.choose(texts, cost, sorted({*_STOP_LENGTHS, config.draft_length}))
-    always = [row for row in tried if row.stop_below is None and row.stop_above is None]
-    return {
-        "cost": dataclasses.asdict(cost),
-        "best": dataclasses.asdict(best),
-        "never": [dataclasses.asdict(row) for row in always],
     }

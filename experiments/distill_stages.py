@@ -35,6 +35,7 @@ __all__ = [
     "generate",
     "measure",
     "of_draft",
+    "other_text",
     "train",
 ]
 
@@ -94,6 +95,20 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
         report=report,
     )
     return held, json.loads(spent.read_text()) if spent.exists() else 0.0
+
+
+def other_text(
+    config: Config, bundle: checkpoints.Bundle, folder: pathlib.Path, tokens: int
+) -> list[batches.Batch]:
+    """Text of another seed than the data's, to measure drafts on: the prompts are others too."""
+    other = dataclasses.replace(
+        config,
+        folder=str(folder),
+        tokens=tokens,
+        texts=dataclasses.replace(config.texts, seed=config.texts.seed + 1),
+    )
+    order = batches.Batches(generate(other, bundle)[0], config.batch_tokens, config.seed)
+    return [order(index) for index in range(order.per_epoch)]
 
 
 def choose(

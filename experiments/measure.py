@@ -32,6 +32,7 @@ __all__ = [
     "proposal",
     "read_size",
     "start_program",
+    "steps",
     "verifications",
 ]
 
@@ -193,6 +194,25 @@ def _propose(target, drafter, request, state):
     )
     draft, _ = drafter.propose(drafter.params, state.drafter, context, request.keys)
     return draft.tokens, draft.present
+
+
+def steps(target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int]) -> Variant:
+    """Steps of the compiled loop after the prompt, greedily: a draft, its pass, and all the rest.
+
+    As many in one program as `forward` has passes.
+    """
+    longest = _PASSES * (drafter.nodes + 1)
+    request, state = decoding.init(target, drafter, [prompt], max_new_tokens=longest, eos=())
+
+    def copied():
+        # The loop consumes its state.
+        return (jax.tree.map(jnp.copy, state),)
+
+    def run(state):
+        state, counts = decoding.advance(target, drafter, request, state, steps=_PASSES)
+        return state.length, counts
+
+    return Variant(run, copied, _PASSES)
 
 
 def verifications(

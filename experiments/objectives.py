@@ -19,7 +19,7 @@ import jax
 from absl import app
 
 from experiments import binary, distill_config, distill_stages, methods, targets
-from specjax.training import batches, data, distillation, folders, held_out
+from specjax.training import data, distillation, folders, held_out
 
 _TAKES = binary.takes(*binary.OF_TRAINING, binary.DRAFT, binary.MAX_NEW_TOKENS)
 
@@ -50,16 +50,9 @@ def run(
         held, _ = distill_stages.generate(config, bundle)
     folder = pathlib.Path(config.folder) / "objectives"
     # What a folder holds out of little text would not tell losses apart.
-    other = dataclasses.replace(
-        config,
-        folder=str(folder / "measured"),
-        tokens=min(config.tokens, _MEASURED),
-        texts=dataclasses.replace(config.texts, seed=config.texts.seed + 1),
+    texts = distill_stages.other_text(
+        config, bundle, folder / "measured", min(config.tokens, _MEASURED)
     )
-    order = batches.Batches(
-        distill_stages.generate(other, bundle)[0], config.batch_tokens, config.seed
-    )
-    texts = [order(index) for index in range(order.per_epoch)]
 
     def measured(objective: distillation.Distillation, params: Any, frozen: Any):
         return held_out.measure(objective, params, frozen, texts, config.draft_length)

@@ -1,5 +1,9 @@
 """What a target's passes and a drafter's drafts cost here, for choosing a draft length."""
 
+import dataclasses
+
+import numpy as np
+
 from experiments import measure
 from specjax import decoding, types
 
@@ -19,11 +23,15 @@ def measured(target: types.LanguageModel, drafter: types.Drafter) -> decoding.Co
 def measured_with_seconds(
     target: types.LanguageModel, drafter: types.Drafter, repeats: int = _REPEATS
 ) -> tuple[decoding.Cost, float]:
-    """Measures, in turn, passes of several widths and a draft; takes some seconds.
+    """Measures, in turn, passes of several widths, a draft and whole steps; takes some seconds.
+
+    A wider pass is held to cost no less than a narrower one: what says otherwise is noise, and a
+    choice among lengths would fall for it. What a step takes beside its draft and its pass is the
+    overhead.
 
     Args:
       target: with a key/value cache.
-      drafter: of chains; a drafted token costs its draft divided by its nodes.
+      drafter: of chains that never stops; a drafted token costs its draft divided by its nodes.
       repeats: rounds.
 
     Returns:
@@ -38,10 +46,14 @@ def measured_with_seconds(
     }
     prompt = measure.copying_prompt(target.vocab_size, fill)
     variants["draft"] = measure.proposal(target, drafter, prompt)
+    variants["step"] = measure.steps(target, drafter, prompt)
     found = measure.interleave(variants, repeats)
     plain = found[1].median
+    passes = np.maximum.accumulate([found[width].median for width in widths]) / plain
     cost = decoding.Cost(
         found["draft"].median / plain / drafter.nodes,
-        tuple((width, found[width].median / plain) for width in widths),
+        tuple(zip(widths, passes.tolist(), strict=True)),
     )
-    return cost, plain
+    whole = found["step"].median / plain
+    beside = max(whole - cost.of_step(drafter.nodes, drafter.nodes + 1), 0.0)
+    return dataclasses.replace(cost, overhead=beside), plain

@@ -1,4 +1,4 @@
-"""The binaries about drafts, on a tiny target: distill, acceptance, domains, staleness."""
+"""The binaries about drafts, on a tiny target: from `distill` to `staleness`."""
 
 import json
 import logging
@@ -13,11 +13,15 @@ from experiments import (
     distill_run,
     domains,
     generate,
+    measure,
     methods,
     objectives,
     staleness,
+    step_costs,
+    stopping,
     targets,
 )
+from specjax import decoding
 from tests.cases import exhaustive
 
 # Every width of a batch is a program; prompts as short as these make one.
@@ -69,7 +73,7 @@ def test_a_draft_comes_with_its_card_and_its_curve(draft, folder):
     assert card["bytes"] == draft.stat().st_size < 16e6
     assert card["command"].startswith("python -m experiments.distill")
     assert card["acceptance"]["groups"].keys() == {"code", "translation", "overall"}
-    assert {"draft", "passes"} <= card["stopping"]["cost"].keys()
+    assert card["stopping"]["cost"].keys() == {"draft", "passes", "overhead"}
     assert (folder / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,6 +165,55 @@ def test_a_draft_stops_as_its_card_found_best(draft, tmp_path):
     assert made(stop="never") == (2, None, None)
     assert made(stop="entropy:2.5") == (2, None, 2.5)
     assert made(draft_length=3, stop="maximum:0.5") == (3, 0.5, None)
+
+
+def test_where_to_stop_is_chosen_anew(call, draft, cardless, folder):
+    flags = [*TINY, "--max_new_tokens=40", f"--folder={folder / 'stopping'}", "--json"]
+    code, _, errors = call(stopping, *flags, f"--draft={cardless}", "--tokens=1500")
+    assert code == 2 and "has no card" in errors
+    card = json.loads(draft.with_suffix(".json").read_text())
+    # Nothing but where to stop is the chooser's.
+    old = card | {"stopping": {"best": {"length": 77, "stop_below": None, "stop_above": None}}}
+    cardless.with_suffix(".json").write_text(json.dumps(old | {"seed": 4}))
+    code, output, errors = call(stopping, *flags, f"--draft={cardless}", "--tokens=1500")
+    assert code == 0, errors
+    found = json.loads(output.splitlines()[-1])
+    made = json.loads(cardless.with_suffix(".json").read_text())
+    assert made == old | {"seed": 4, "stopping": {k: found[k] for k in found if k != "draft"}}
+    assert found["best"]["length"] in {row["length"] for row in found["never"]}
+    text = json.loads((folder / "stopping" / "measured" / "data" / "settings.json").read_text())
+    assert found["seed"] == text["seed"] == 5
+    settings = methods.resolved("draft", methods.Settings(draft=str(cardless)))
+    assert settings.draft_length == found["best"]["length"]
+
+
+def test_costs_are_in_plain_steps(monkeypatch):
+    seconds = {1: 2.0, 2: 2.5, 3: 2.4, 4: 3.0, 6: 4.0, 9: 5.0, "draft": 1.5, "step": 6.5}
+
+    def interleave(variants, repeats):
+        assert variants.keys() == seconds.keys() and repeats > 1
+        return {name: measure.Seconds(took, took, took) for name, took in seconds.items()}
+
+    monkeypatch.setattr(measure, "interleave", interleave)
+    bundle = targets.tiny()
+    drafter = methods.build("model", bundle, methods.Settings(3, "layers:2"))
+    cost, plain = step_costs.measured_with_seconds(bundle.target, drafter)
+    passes = ((1, 1.0), (2, 1.25), (3, 1.25), (4, 1.5), (6, 2.0), (9, 2.5))
+    assert plain == 2.0 and cost == decoding.Cost(0.25, passes, overhead=3.25 - 3 * 0.25 - 1.5)
+    seconds["step"] = 1.0
+    assert step_costs.measured(bundle.target, drafter).overhead == 0
+
+
+def test_timed_steps_are_as_many_as_timed_passes():
+    bundle = targets.tiny()
+    drafter = methods.build("model", bundle, methods.Settings(3, "layers:2"))
+    prompt = measure.copying_prompt(bundle.config.vocab_size, 20)
+    variant = measure.steps(bundle.target, drafter, prompt)
+    for _ in range(2):
+        length, counts = variant.run(*variant.prepare())
+        assert int(counts.target_steps[0]) == variant.times
+        assert int(counts.drafted[0]) == 3 * variant.times
+        assert int(length[0]) == 20 + int(counts.emitted[0])
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"stopping": {"best": {"length": 3}}}', '{"a": 1}'])
@@ -301,6 +354,8 @@ def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):
         (distill, ["--folder=x", "--draft=y"], "--draft means nothing"),
         (staleness, ["--folder=x", "--max_new_tokens=7"], "--max_new_tokens means nothing"),
         (objectives, ["--folder=x", "--out=y"], "--out means nothing"),
+        (stopping, ["--folder=x", "--steps=3"], "--steps means nothing"),
+        (stopping, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere has no card"),
         (acceptance, ["--repeats=3"], "--repeats means nothing"),
         (distill, ["--folder=x", "--draft_length=0"], "--draft_length=0"),
         (distill, ["--model=tiny", "--folder=x", "--feed_forward=0"], "intermediate_size=0"),
