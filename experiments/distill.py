@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import binary, draft_costs, stopping, targets
+from experiments import binary, distill_config, draft_costs, stopping, targets
 from experiments.distill_config import Config
 from experiments.distill_run import run
 from specjax.training import data, distillation, losses
@@ -130,11 +130,8 @@ def config_from_flags() -> Config:
         folder=binary.folder(),
         tokens=binary.given(binary.TOKENS, Config.tokens),
         data_minutes=_DATA_MINUTES.value,
-        texts=data.Settings(
-            seed=binary.SEED.value,
-            domains=tuple(binary.given(binary.DOMAINS, domains)),
-            batch=binary.given(binary.BATCH, data.Settings.batch),
-            max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
+        texts=distill_config.texts(
+            domains=domains,
             top=_TOP.value,
             files=tuple(str(pathlib.Path(path)) for path in binary.FILES.value),
         ),

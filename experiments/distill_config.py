@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 
-from experiments import methods
+from experiments import binary, methods
 from specjax import models
 from specjax.training import copying, core, data, distillation, losses
 
-__all__ = ["OPTIMIZERS", "Config"]
+__all__ = ["OPTIMIZERS", "Config", "texts"]
 
 OPTIMIZERS = {"adam": core.ADAM, "muon": core.MUON}
 _VOCABULARY = 8192
@@ -169,3 +170,19 @@ class Config:
     def lesson(self) -> int:
         """Tokens of a text to learn copying from."""
         return min(copying.Copying.size, self.batch_tokens)
+
+
+def texts(domains: tuple[str, ...] = data.GENERIC, **others: Any) -> data.Settings:
+    """What the target is to write, as the flags say.
+
+    Args:
+      domains: where the flags name none.
+      **others: of `Settings`.
+    """
+    return data.Settings(
+        seed=binary.SEED.value,
+        domains=tuple(binary.given(binary.DOMAINS, domains)),
+        batch=binary.given(binary.BATCH, data.Settings.batch),
+        max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
+        **others,
+    )

@@ -96,12 +96,7 @@ def config_from_flags() -> distill_config.Config:
     return distill_config.Config(
         folder=binary.folder(),
         tokens=binary.given(binary.TOKENS, distill_config.Config.tokens),
-        texts=data.Settings(
-            seed=binary.SEED.value,
-            domains=tuple(binary.given(binary.DOMAINS, data.GENERIC)),
-            batch=binary.given(binary.BATCH, data.Settings.batch),
-            max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
-        ),
+        texts=distill_config.texts(),
         steps=binary.given(binary.STEPS, 150),
         rate=binary.given(binary.RATE, 2e-3),
         batch_tokens=binary.BATCH_TOKENS.value,

@@ -16,7 +16,7 @@ from absl import app
 
 from experiments import binary, distill_config, distill_stages, methods, step_costs, targets
 from specjax import checkpoints, drafters
-from specjax.training import batches, data, distillation, folders, held_out, stopping
+from specjax.training import batches, distillation, folders, held_out, stopping
 
 __all__ = ["chosen", "lines"]
 
@@ -114,11 +114,7 @@ def config_from_flags() -> distill_config.Config:
     return distill_config.Config(
         folder=binary.folder(),
         tokens=binary.given(binary.TOKENS, _TOKENS),
-        texts=data.Settings(
-            domains=tuple(binary.given(binary.DOMAINS, data.GENERIC)),
-            batch=binary.given(binary.BATCH, data.Settings.batch),
-            max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, data.Settings.max_new_tokens),
-        ),
+        texts=distill_config.texts(),
         batch_tokens=binary.BATCH_TOKENS.value,
         seed=binary.SEED.value,
     )
