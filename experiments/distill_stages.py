@@ -118,14 +118,18 @@ def choose(
     if not config.candidates:
         return config.shape, []
     short = dataclasses.replace(config, steps=config.choice_steps)
-    measured = {}
+    measured, texts = {}, {}
     shapes = tuple(dict.fromkeys(config.candidates))
     for shape in shapes:
         _say(f"candidate: {shape}")
         name = "-".join(map(str, (*shape.layers, shape.intermediate_size, shape.vocabulary)))
         folder = pathlib.Path(config.folder) / "candidates" / name
-        measured[shape] = train(short, bundle, held, shape, folder).held_out
-    rows = draft_costs.table(bundle, measured, config.draft_length)
+        trained = train(short, bundle, held, shape, folder)
+        measured[shape] = trained.held_out
+        texts[shape] = held_out.guesses(
+            trained.objective, trained.params, trained.frozen, trained.unseen
+        )
+    rows = draft_costs.table(bundle, measured, texts, config.draft_length)
     best = max(range(len(rows)), key=lambda index: rows[index]["speedup"])
     return shapes[best], rows
 

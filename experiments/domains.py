@@ -143,9 +143,10 @@ def run(config: Config) -> dict[str, Any]:
             "training": card["training"]["minutes"],
         }
     model = checkpoints.drafts.read(config.draft, bundle)
-    cost, step_seconds = step_costs.measured_with_seconds(
-        bundle.target, drafters.model(model, config.draft_length)
+    costs, step_seconds = step_costs.of_all(
+        bundle.target, {"generic": drafters.model(model, config.draft_length)}
     )
+    cost = costs["generic"]
     groups = {name: measure(config, bundle, name, draft) for name, draft in drafts.items()}
     speedups = {
         name: {

@@ -58,12 +58,11 @@ def chosen(
     model = distillation.draft_model(objective.config, params, frozen)
     cost = step_costs.measured(bundle.target, drafters.model(model, length))
     best, tried = stopping.choose(texts, cost, sorted({*_LENGTHS, length}))
-    always = [row for row in tried if row.stop_below is None and row.stop_above is None]
     return {
         "tokens": sum(len(text.right) for text in texts),
         "cost": dataclasses.asdict(cost),
         "best": dataclasses.asdict(best),
-        "never": [dataclasses.asdict(row) for row in always],
+        "never": [dataclasses.asdict(row) for row in tried if row.is_whole],
     }
 
 

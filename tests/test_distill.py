@@ -188,7 +188,16 @@ def test_where_to_stop_is_chosen_anew(call, draft, cardless, folder):
 
 
 def test_costs_are_in_plain_steps(monkeypatch):
-    seconds = {1: 2.0, 2: 2.5, 3: 2.4, 4: 3.0, 6: 4.0, 9: 5.0, "draft": 1.5, "step": 6.5}
+    seconds = {
+        1: 2.0,
+        2: 2.5,
+        3: 2.4,
+        4: 3.0,
+        6: 4.0,
+        9: 5.0,
+        ("draft", ""): 1.5,
+        ("step", ""): 6.5,
+    }
 
     def interleave(variants, repeats):
         assert variants.keys() == seconds.keys() and repeats > 1
@@ -197,10 +206,10 @@ def test_costs_are_in_plain_steps(monkeypatch):
     monkeypatch.setattr(measure, "interleave", interleave)
     bundle = targets.tiny()
     drafter = methods.build("model", bundle, methods.Settings(3, "layers:2"))
-    cost, plain = step_costs.measured_with_seconds(bundle.target, drafter)
+    costs, plain = step_costs.of_all(bundle.target, {"": drafter})
     passes = ((1, 1.0), (2, 1.25), (3, 1.25), (4, 1.5), (6, 2.0), (9, 2.5))
-    assert plain == 2.0 and cost == decoding.Cost(0.25, passes, overhead=3.25 - 3 * 0.25 - 1.5)
-    seconds["step"] = 1.0
+    assert plain == 2.0 and costs[""] == decoding.Cost(0.25, passes, overhead=3.25 - 3 * 0.25 - 1.5)
+    seconds["step", ""] = 1.0
     assert step_costs.measured(bundle.target, drafter).overhead == 0
 
 

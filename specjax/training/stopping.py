@@ -78,6 +78,11 @@ class Choice:
     tau: float
     speedup: float
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every draft has all its tokens."""
+        return self.stop_below is None and self.stop_above is None
+
 
 def replay(
     texts: Sequence[Guesses],
