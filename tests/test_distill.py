@@ -188,16 +188,8 @@ def test_where_to_stop_is_chosen_anew(call, draft, cardless, folder):
 
 
 def test_costs_are_in_plain_steps(monkeypatch):
-    seconds = {
-        1: 2.0,
-        2: 2.5,
-        3: 2.4,
-        4: 3.0,
-        6: 4.0,
-        9: 5.0,
-        ("draft", ""): 1.5,
-        ("step", ""): 6.5,
-    }
+    seconds: dict = {1: 2.0, 2: 2.75, 3: 2.25, 4: 3.0, 6: 4.0, 9: 5.0}
+    seconds |= {("draft", ""): 1.5, ("step", ""): 6.5}
 
     def interleave(variants, repeats):
         assert variants.keys() == seconds.keys() and repeats > 1
