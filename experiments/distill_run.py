@@ -21,12 +21,15 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     """All stages; writes the draft with its card, and returns the card."""
     config = config.of(bundle.config)
     # What can be said of it is said before hours are spent on data.
+    wanted = []
     for shape in config.candidates or (config.shape,):
-        distillation.configure(bundle.config, shape)
+        wanted.append(distillation.configure(bundle.config, shape))
         config.copying_weight(len(shape.layers))
     earlier = None
     if config.start_from is not None:
-        checkpoints.drafts.weights(config.start_from, bundle)
+        found = checkpoints.drafts.weights(config.start_from, bundle)[0]
+        for asked in wanted:
+            distill_stages.check_shape(config, found, asked)
         earlier = methods.read_card(config.start_from)
         if config.draft.resolve() == pathlib.Path(config.start_from).resolve():
             raise ValueError(

@@ -1,7 +1,6 @@
 """The stages of a distillation: data, choice, training; each goes on where it stopped."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -11,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import draft_costs
+from experiments import draft_costs, methods
 from experiments.distill_config import OPTIMIZERS, Config
-from specjax import checkpoints
+from specjax import checkpoints, models
 from specjax.training import (
     batches,
     copying,
@@ -30,6 +29,7 @@ from specjax.training import (
 __all__ = [
     "Trained",
     "begin",
+    "check_shape",
     "choose",
     "copying_steps",
     "generate",
@@ -37,6 +37,7 @@ __all__ = [
     "of_draft",
     "other_text",
     "train",
+    "unseen_seed",
 ]
 
 _MOST_UNSEEN = 24
@@ -75,11 +76,11 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
     """The data, and the seconds that making it took in all runs."""
     folder = pathlib.Path(config.folder) / "data"
     spent = folder / "seconds.json"
-    earlier = json.loads(spent.read_text()) if spent.exists() else 0.0
+    earlier = _seconds(spent)
     began = time.monotonic()
 
     def report(progress: data.Progress) -> None:
-        folders.write(spent, json.dumps(earlier + time.monotonic() - began))
+        folders.write_json(spent, {"seconds": earlier + time.monotonic() - began})
         _say(
             f"data: {progress.tokens} of {progress.wanted} tokens in {progress.shards} shards, "
             f"{progress.tokens_per_second:.0f} a second, "
@@ -94,18 +95,44 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
         budget_seconds=60 * config.data_minutes,
         report=report,
     )
-    return held, json.loads(spent.read_text()) if spent.exists() else 0.0
+    return held, _seconds(spent)
+
+
+def _seconds(path: pathlib.Path) -> float:
+    return folders.read(path).get("seconds", 0.0) if path.exists() else 0.0
+
+
+def unseen_seed(config: Config) -> int:
+    """A seed of text that the draft did not learn from, nor those that it went on from.
+
+    Raises:
+      ValueError: a card, or the folder's data, that cannot be read.
+    """
+    seeds = [config.texts.seed]
+    card = None if config.start_from is None else methods.read_card(config.start_from)
+    while card:
+        seeds.append(card.get("seed", 0))
+        card = card.get("earlier")
+    settings = pathlib.Path(config.folder) / "data" / "settings.json"
+    if settings.exists():
+        seeds.append(folders.read(settings).get("seed", 0))
+    return max(seeds) + 1
 
 
 def other_text(
     config: Config, bundle: checkpoints.Bundle, folder: pathlib.Path, tokens: int
 ) -> list[batches.Batch]:
-    """Text of another seed than the data's, to measure drafts on: the prompts are others too."""
+    """Text to measure drafts on, of `unseen_seed`, and of all domains: its shards are small."""
+    texts = config.texts
+    # Every temperature stands in a shard.
+    least = texts.answers * len(texts.temperatures)
+    share = tokens // (len(texts.domains) * texts.max_new_tokens)
+    batch = min(texts.batch, max(share // least, 1) * least)
     other = dataclasses.replace(
         config,
         folder=str(folder),
         tokens=tokens,
-        texts=dataclasses.replace(config.texts, seed=config.texts.seed + 1),
+        texts=dataclasses.replace(texts, seed=unseen_seed(config), batch=batch),
     )
     order = batches.Batches(generate(other, bundle)[0], config.batch_tokens, config.seed)
     return [order(index) for index in range(order.per_epoch)]
@@ -118,8 +145,15 @@ def choose(
     if not config.candidates:
         return config.shape, []
     short = dataclasses.replace(config, steps=config.choice_steps)
-    measured, texts = {}, {}
     shapes = tuple(dict.fromkeys(config.candidates))
+    kept = pathlib.Path(config.folder) / "candidates" / "choice.json"
+    asked = {"candidates": list(map(str, shapes)), "steps": config.choice_steps}
+    if kept.exists():
+        # Timed again, another might win, and what was trained of the first would be lost.
+        folders.check(kept, asked)
+        found = folders.read(kept)
+        return shapes[found["best"]], found["rows"]
+    measured, texts = {}, {}
     for shape in shapes:
         _say(f"candidate: {shape}")
         name = "-".join(map(str, (*shape.layers, shape.intermediate_size, shape.vocabulary)))
@@ -131,6 +165,7 @@ def choose(
         )
     rows = draft_costs.table(bundle, measured, texts, config.draft_length)
     best = max(range(len(rows)), key=lambda index: rows[index]["speedup"])
+    folders.write_json(kept, {**asked, "best": best, "rows": rows})
     return shapes[best], rows
 
 
@@ -304,13 +339,20 @@ def begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any,
         return distillation.begin(bundle, shape, tokens)
     found, weights, tokens = checkpoints.drafts.weights(config.start_from, bundle)
     wanted = distillation.configure(bundle.config, shape)
+    check_shape(config, found, wanted)
+    frozen = distillation.begin(bundle, shape, tokens)[1]
+    return {name: weights[name] for name in ("layers", "norm")}, frozen
+
+
+def check_shape(
+    config: Config, found: models.TransformerConfig, wanted: models.TransformerConfig
+) -> None:
+    """Raises ValueError where the draft to go on from is not of the shape that is asked for."""
     if found != wanted:
         raise ValueError(
             f"--start_from={config.start_from} is of another shape: {found}, and {wanted} is "
             "asked for"
         )
-    frozen = distillation.begin(bundle, shape, tokens)[1]
-    return {name: weights[name] for name in ("layers", "norm")}, frozen
 
 
 def _say(text: str) -> None:

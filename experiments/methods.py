@@ -256,7 +256,10 @@ def read_card(draft: pathlib.Path | str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {found!r}")
+        return found
     except (OSError, ValueError) as error:
         raise ValueError(_no_card(path, error)) from error
 

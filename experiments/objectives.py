@@ -19,7 +19,7 @@ import jax
 from absl import app
 
 from experiments import binary, distill_config, distill_stages, methods, targets
-from specjax.training import data, distillation, folders, held_out
+from specjax.training import curves, data, distillation, folders, held_out
 
 _TAKES = binary.takes(*binary.OF_TRAINING, binary.DRAFT, binary.MAX_NEW_TOKENS)
 
@@ -42,6 +42,7 @@ def run(
     config: distill_config.Config, draft: str, model: str, any_data: bool = False
 ) -> dict[str, Any]:
     """The report, ready for JSON; with `any_data` on whatever data the folder holds."""
+    curves.check()
     binary.start()
     bundle = targets.load(model)
     config = distill_stages.of_draft(config, bundle, draft)

@@ -146,7 +146,7 @@ def realigned(
         pathlib.Path(config.folder) / f"data-{steps}",
         config.tokens,
         data.Settings(
-            seed=config.seed + 1,
+            seed=distill_stages.unseen_seed(asked),
             domains=config.domains,
             batch=config.batch,
             taps=(bundle.config.num_layers,),

@@ -92,9 +92,7 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
     binary.start()
     bundle = targets.load(model)
     config = distill_stages.of_draft(config, bundle, draft)
-    # The draft learnt from text of its card's seed; `other_text` takes the next.
-    seed = made["seed"] + config.seed
-    config = dataclasses.replace(config, texts=dataclasses.replace(config.texts, seed=seed))
+    seed = distill_stages.unseen_seed(config)
     unseen = distill_stages.other_text(
         config, bundle, pathlib.Path(config.folder) / "measured", config.tokens
     )
@@ -103,7 +101,11 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
     found = chosen(bundle, objective, params, frozen, unseen, config.draft_length)
     if not found:
         raise ValueError("the target wrote no greedy answer; raise --tokens")
-    found |= {"seed": seed + 1, "versions": binary.versions()}
+    found |= {
+        "seed": seed,
+        "domains": sorted(set(config.texts.domains)),
+        "versions": binary.versions(),
+    }
     folders.write_json(pathlib.Path(draft).with_suffix(".json"), made | {"stopping": found})
     return {"draft": draft, **found}
 

@@ -10,7 +10,9 @@ from experiments import (
     acceptance,
     binary,
     distill,
+    distill_config,
     distill_run,
+    distill_stages,
     domains,
     generate,
     measure,
@@ -115,6 +117,9 @@ def test_candidates_are_chosen_by_their_cost(call, draft, folder):
     code, output, _ = call(distill, *flags)
     assert code == 0
     card = json.loads(output.splitlines()[-1])
+    # A killed run goes on with the same choice, whatever would be timed now.
+    kept = json.loads((folder / "candidates" / "choice.json").read_text())
+    assert kept["rows"] == card["candidates"]
     first, second = card["candidates"]
     # Of c nothing is said: it is timed, and steps as small as these are all alike.
     assert first["bytes_per_step"] < second["bytes_per_step"]
@@ -183,6 +188,9 @@ def test_where_to_stop_is_chosen_anew(call, draft, cardless, folder):
     assert found["best"]["length"] in {row["length"] for row in found["never"]}
     text = json.loads((folder / "stopping" / "measured" / "data" / "settings.json").read_text())
     assert found["seed"] == text["seed"] == 5
+    assert found["domains"] == sorted(text["domains"])
+    # Text of all domains: a shard of each, with every temperature.
+    assert text["batch"] == 16
     settings = methods.resolved("draft", methods.Settings(draft=str(cardless)))
     assert settings.draft_length == found["best"]["length"]
 
@@ -321,6 +329,23 @@ def test_staleness_grows_with_the_divergence(call, cardless, tmp_path):
     assert [row["updates"] for row in rows] == [0, 4, 16]
     assert 0 == rows[0]["kl"] < rows[1]["kl"] < rows[2]["kl"]
     assert (tmp_path / "staleness.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_draft_of_another_shape_is_refused_before_anything_is_made(call, draft, tmp_path):
+    flags = [*TINY, f"--folder={tmp_path / 'new'}", f"--start_from={draft}", "--layers=0"]
+    code, _, errors = call(distill, *flags)
+    assert code == 2 and "is of another shape" in errors and not (tmp_path / "new").exists()
+
+
+def test_drafts_are_measured_on_text_of_no_seed_that_they_learnt_from(call, cardless, tmp_path):
+    card = {"seed": 2, "earlier": {"seed": 7, "earlier": {"seed": 3, "earlier": None}}}
+    cardless.with_suffix(".json").write_text(json.dumps(card))
+    asked = distill_config.Config(str(tmp_path), start_from=str(cardless))
+    assert distill_stages.unseen_seed(asked) == 8
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "settings.json").write_text('{"seed": 9}')
+    assert distill_stages.unseen_seed(asked) == 10
+    assert distill_stages.unseen_seed(distill_config.Config(str(tmp_path / "no"))) == 1
 
 
 def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):

@@ -147,11 +147,15 @@ def _forget_after(path: pathlib.Path, step: int) -> float:
         return 0.0
     kept = []
     lines = path.read_text(encoding="utf-8").splitlines()
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         try:
             made = json.loads(line)
-        except ValueError:  # a kill may leave half a line
-            break
+        except ValueError as error:
+            if number == len(lines):  # a kill may leave half a line
+                break
+            raise ValueError(
+                f"{path}, line {number}: {error}; remove the folder, or mend it"
+            ) from error
         if made["step"] > step:
             break
         kept.append(made)

@@ -17,6 +17,7 @@ __all__ = [
     "digest",
     "digest_text",
     "fingerprint",
+    "read",
     "write",
     "write_json",
 ]
@@ -104,7 +105,7 @@ def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, own)
     # What stands there and is not asked for is another run's too.
-    check(path, dict.fromkeys(_read(path)) | own)
+    check(path, dict.fromkeys(read(path)) | own)
 
 
 def check(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -113,7 +114,7 @@ def check(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     Raises:
       ValueError: one of them is another; the message names both values and the remedy.
     """
-    found = _read(path) if path.exists() else settings
+    found = read(path) if path.exists() else settings
     for name in sorted(settings):
         if settings[name] != found.get(name):
             raise ValueError(
@@ -122,7 +123,12 @@ def check(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
             )
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """What stands in a file of JSON by name.
+
+    Raises:
+      ValueError: it cannot be read, or holds something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):

@@ -69,6 +69,8 @@ class OnPolicy:
         )
         self._recorded, self._share = recorded, share
         self._every = types.whole("every", every, 1)
+        if share and not round(share * every):
+            raise ValueError(f"share={share} of {every} steps is none; ask for 1/{every} or more")
         self._temperature = temperature
         self._key = jax.random.fold_in(jax.random.key(seed), _STREAM)
         self._block: tuple[int, dict[int, batches.Batch]] = (-1, {})

@@ -186,3 +186,5 @@ def test_a_draft_trains_on_what_it_writes_and_resumes_to_the_bit(held, tokens, t
     }
     with pytest.raises(ValueError, match="share=2"):
         on_policy.OnPolicy(bundle, objective, frozen, recorded, share=2)
+    with pytest.raises(ValueError, match="share=0.02 of 20 steps is none"):
+        on_policy.OnPolicy(bundle, objective, frozen, recorded, share=0.02, every=20)

@@ -155,3 +155,18 @@ def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n{\n")
     with pytest.raises(ValueError, match="line 2"):
         fitting.read_metrics(tmp_path)
+
+
+def test_damage_before_the_last_line_is_named_and_nothing_behind_it_is_lost(tmp_path):
+    fit(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], lines[3][:5], *lines[4:]]) + "\n")
+    before = path.read_text()
+    with pytest.raises(ValueError, match="metrics.jsonl, line 4"):
+        fit(tmp_path)
+    assert path.read_text() == before
+    # Half of the last line is what a kill leaves.
+    path.write_text("\n".join([*lines, lines[-1][:5]]))
+    fit(tmp_path)
+    assert path.read_text().splitlines() == lines
