@@ -75,7 +75,7 @@ class Trained:
 def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Shard], float]:
     """The data, and the seconds that making it took in all runs."""
     folder = pathlib.Path(config.folder) / "data"
-    spent = folder / "seconds.json"
+    spent = folder / "spent.json"
     earlier = _seconds(spent)
     began = time.monotonic()
 
@@ -99,7 +99,7 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
 
 
 def _seconds(path: pathlib.Path) -> float:
-    return folders.read(path).get("seconds", 0.0) if path.exists() else 0.0
+    return float(folders.read(path).get("seconds", 0.0)) if path.exists() else 0.0
 
 
 def unseen_seed(config: Config) -> int:

@@ -11,7 +11,7 @@ from specjax import decoding, types
 
 __all__ = ["measured", "of_all"]
 
-# Every width that a draft length here asks for: between them a line is drawn, beyond them none.
+# Widths that draft lengths up to 8 ask for: between them a line is drawn, beyond them it goes on.
 _WIDTHS = (1, 2, 3, 4, 6, 9)
 _FILL = 160
 _REPEATS = 5
