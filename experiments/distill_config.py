@@ -8,7 +8,7 @@ import jax
 
 from experiments import binary, methods
 from specjax import models
-from specjax.training import copying, core, data, distillation, losses
+from specjax.training import copying, core, data, distillation, losses, on_policy
 
 __all__ = ["OPTIMIZERS", "Config", "texts"]
 
@@ -94,6 +94,10 @@ class Config:
         for name in ("accepted", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
+        try:
+            on_policy.check_share(self.on_policy)
+        except ValueError as error:
+            raise ValueError(f"--on_policy={self.on_policy}: {error}") from error
         if not 1 <= self.devices <= len(jax.devices()):
             raise ValueError(f"--devices={self.devices}, and there are {len(jax.devices())}")
         if self.dtype not in ("float32", "bfloat16"):

@@ -49,18 +49,35 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     checkpoints.drafts.write(
         whole, bundle, trained.objective.config, trained.params, trained.frozen["tokens"]
     )
+    chosen = _chosen_before(config.draft, whole)
     # No card stands beside a draft that it does not tell of.
     config.draft.with_suffix(".json").unlink(missing_ok=True)
     whole.replace(config.draft)
     if config.export is not None:
         checkpoints.drafts.export(config.draft, bundle, config.export)
     made = _card(config, bundle, held, shape, trained, data_seconds)
+    made["stopping"] = chosen or stopping.chosen(
+        bundle,
+        trained.objective,
+        trained.params,
+        trained.frozen,
+        trained.unseen,
+        config.draft_length,
+    )
     made |= {"command": command, "candidates": candidates, "earlier": earlier}
     folders.write_json(config.draft.with_suffix(".json"), made)
     if config.prompts:
         made["acceptance"] = _acceptance(config, bundle)
         folders.write_json(config.draft.with_suffix(".json"), made)
     return made
+
+
+def _chosen_before(draft: pathlib.Path, whole: pathlib.Path) -> dict[str, Any] | None:
+    """Where this very draft stops as `experiments.stopping` chose, for a run that ends again."""
+    if not draft.exists() or folders.digest(draft) != folders.digest(whole):
+        return None
+    found = (methods.read_card(draft) or {}).get("stopping", {})
+    return found if "seed" in found else None
 
 
 def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
@@ -128,14 +145,6 @@ def _card(
         },
         "coverage": float(np.mean(np.isin(np.concatenate(unseen), tokens))),
         "held_out": dict(trained.held_out),
-        "stopping": stopping.chosen(
-            bundle,
-            trained.objective,
-            trained.params,
-            trained.frozen,
-            trained.unseen,
-            config.draft_length,
-        ),
         "bytes": config.draft.stat().st_size,
         "versions": binary.versions(),
     }

@@ -1,6 +1,7 @@
 """The stages of a distillation: data, choice, training; each goes on where it stopped."""
 
 import dataclasses
+import json
 import pathlib
 import sys
 import time
@@ -28,6 +29,7 @@ from specjax.training import (
 
 __all__ = [
     "Trained",
+    "all_batches",
     "begin",
     "check_shape",
     "choose",
@@ -42,7 +44,6 @@ __all__ = [
 
 _MOST_UNSEEN = 24
 _MEASURE_EVERY = 400
-# What a training folder must be gone on with.
 _CLAIMED = (
     *("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length", "dtype"),
     *("parts", "devices", "seed", "optimizer"),
@@ -72,15 +73,17 @@ class Trained:
     epochs: float
 
 
-def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Shard], float]:
-    """The data, and the seconds that making it took in all runs."""
+def generate(
+    config: Config, bundle: checkpoints.Bundle, least: int = 1
+) -> tuple[list[shards.Shard], float]:
+    """The data, in so many shards at the least, and the seconds that making it took in all runs."""
     folder = pathlib.Path(config.folder) / "data"
-    spent = folder / "spent.json"
+    spent = folder / "seconds.json"
     earlier = _seconds(spent)
     began = time.monotonic()
 
     def report(progress: data.Progress) -> None:
-        folders.write_json(spent, {"seconds": earlier + time.monotonic() - began})
+        folders.write(spent, json.dumps(earlier + time.monotonic() - began))
         _say(
             f"data: {progress.tokens} of {progress.wanted} tokens in {progress.shards} shards, "
             f"{progress.tokens_per_second:.0f} a second, "
@@ -92,6 +95,7 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
         folder,
         config.tokens,
         config.texts,
+        least=least,
         budget_seconds=60 * config.data_minutes,
         report=report,
     )
@@ -99,7 +103,12 @@ def generate(config: Config, bundle: checkpoints.Bundle) -> tuple[list[shards.Sh
 
 
 def _seconds(path: pathlib.Path) -> float:
-    return float(folders.read(path).get("seconds", 0.0)) if path.exists() else 0.0
+    if not path.exists():
+        return 0.0
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be used: {error}; remove it to count anew") from error
 
 
 def unseen_seed(config: Config) -> int:
@@ -108,33 +117,44 @@ def unseen_seed(config: Config) -> int:
     Raises:
       ValueError: a card, or the folder's data, that cannot be read.
     """
-    seeds = [config.texts.seed]
+    told = []
     card = None if config.start_from is None else methods.read_card(config.start_from)
-    while card:
-        seeds.append(card.get("seed", 0))
+    while card is not None:
+        told.append(card)
         card = card.get("earlier")
+        if not isinstance(card, dict | None):
+            raise ValueError(f"{config.start_from}: its card names {card!r} as an earlier one")
     settings = pathlib.Path(config.folder) / "data" / "settings.json"
     if settings.exists():
-        seeds.append(folders.read(settings).get("seed", 0))
-    return max(seeds) + 1
+        told.append(folders.read(settings))
+    seeds = [made.get("seed", 0) for made in told]
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"{config.start_from}: of its card and {settings}, seeds are {seeds}")
+    return max([config.texts.seed, *seeds]) + 1
 
 
 def other_text(
     config: Config, bundle: checkpoints.Bundle, folder: pathlib.Path, tokens: int
-) -> list[batches.Batch]:
-    """Text to measure drafts on, of `unseen_seed`, and of all domains: its shards are small."""
+) -> list[shards.Shard]:
+    """Text to measure drafts on: of `unseen_seed`, and of every domain at every temperature."""
     texts = config.texts
-    # Every temperature stands in a shard.
-    least = texts.answers * len(texts.temperatures)
-    share = tokens // (len(texts.domains) * texts.max_new_tokens)
-    batch = min(texts.batch, max(share // least, 1) * least)
     other = dataclasses.replace(
         config,
         folder=str(folder),
         tokens=tokens,
-        texts=dataclasses.replace(texts, seed=unseen_seed(config), batch=batch),
+        texts=dataclasses.replace(
+            texts,
+            seed=unseen_seed(config),
+            # As small as shards of all temperatures can be: all domains have their turn soon.
+            batch=min(texts.batch, texts.answers * len(texts.temperatures)),
+        ),
     )
-    order = batches.Batches(generate(other, bundle)[0], config.batch_tokens, config.seed)
+    return generate(other, bundle, least=len(texts.domains))[0]
+
+
+def all_batches(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
+    """All conversations, to measure on."""
+    order = batches.Batches(held, config.batch_tokens, config.seed, unseen=None)
     return [order(index) for index in range(order.per_epoch)]
 
 
@@ -146,27 +166,47 @@ def choose(
         return config.shape, []
     short = dataclasses.replace(config, steps=config.choice_steps)
     shapes = tuple(dict.fromkeys(config.candidates))
-    kept = pathlib.Path(config.folder) / "candidates" / "choice.json"
-    asked = {"candidates": list(map(str, shapes)), "steps": config.choice_steps}
+    folder = pathlib.Path(config.folder) / "candidates"
+    # Timed again, another might win, and what was trained of the first would be lost.
+    folders.claim(
+        folder / "settings.json",
+        {
+            "candidates": list(map(str, shapes)),
+            "claims": [_claims(short, held, shape) for shape in shapes],
+            "start_from": folders.digest(config.start_from),
+            "schedule": dataclasses.asdict(short.schedule),
+            "copying_steps": config.copying_steps,
+        },
+    )
+    kept = folder / "choice.json"
     if kept.exists():
-        # Timed again, another might win, and what was trained of the first would be lost.
-        folders.check(kept, asked)
         found = folders.read(kept)
+        if found.keys() != {"best", "rows"}:
+            raise ValueError(f"{kept} holds no choice; remove it to choose anew")
         return shapes[found["best"]], found["rows"]
     measured, texts = {}, {}
     for shape in shapes:
         _say(f"candidate: {shape}")
         name = "-".join(map(str, (*shape.layers, shape.intermediate_size, shape.vocabulary)))
-        folder = pathlib.Path(config.folder) / "candidates" / name
-        trained = train(short, bundle, held, shape, folder)
+        trained = train(short, bundle, held, shape, folder / name)
         measured[shape] = trained.held_out
         texts[shape] = held_out.guesses(
             trained.objective, trained.params, trained.frozen, trained.unseen
         )
     rows = draft_costs.table(bundle, measured, texts, config.draft_length)
     best = max(range(len(rows)), key=lambda index: rows[index]["speedup"])
-    folders.write_json(kept, {**asked, "best": best, "rows": rows})
+    folders.write_json(kept, {"best": best, "rows": rows})
     return shapes[best], rows
+
+
+def _claims(config: Config, held: list[shards.Shard], shape: distillation.Shape) -> dict[str, Any]:
+    """What a training folder must be gone on with."""
+    return {
+        **{name: getattr(config, name) for name in _CLAIMED},
+        "copying": config.copying_weight(len(shape.layers)),
+        "shape": dataclasses.asdict(shape),
+        "answer_tokens": sum(shard.answer_tokens for shard in held),
+    }
 
 
 def train(
@@ -184,12 +224,7 @@ def train(
         )
     params, frozen = begin(config, bundle, held, shape)
     objective = config.objective(distillation.configure(bundle.config, shape))
-    claimed = {
-        **{name: getattr(config, name) for name in _CLAIMED},
-        "copying": config.copying_weight(len(shape.layers)),
-        "shape": dataclasses.asdict(shape),
-        "answer_tokens": sum(shard.answer_tokens for shard in held),
-    }
+    claimed = _claims(config, held, shape)
     params, copying_seconds = _taught_to_copy(
         config, objective, params, frozen, folder / "copying", claimed
     )

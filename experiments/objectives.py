@@ -51,9 +51,10 @@ def run(
         held, _ = distill_stages.generate(config, bundle)
     folder = pathlib.Path(config.folder) / "objectives"
     # What a folder holds out of little text would not tell losses apart.
-    texts = distill_stages.other_text(
+    other = distill_stages.other_text(
         config, bundle, folder / "measured", min(config.tokens, _MEASURED)
     )
+    texts = distill_stages.all_batches(config, other)
 
     def measured(objective: distillation.Distillation, params: Any, frozen: Any):
         return held_out.measure(objective, params, frozen, texts, config.draft_length)

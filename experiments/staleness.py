@@ -134,6 +134,7 @@ def realigned(
     """The draft on a tuned target, before and after a short realignment; and what it saw last."""
     asked = distill_config.Config(
         folder=config.folder,
+        texts=data.Settings(seed=config.seed),
         steps=config.steps,
         rate=config.rate,
         batch_tokens=config.batch_tokens,

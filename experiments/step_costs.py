@@ -11,8 +11,8 @@ from specjax import decoding, types
 
 __all__ = ["measured", "of_all"]
 
-# Widths that draft lengths up to 8 ask for: between them a line is drawn, beyond them it goes on.
-_WIDTHS = (1, 2, 3, 4, 6, 9)
+# Every width that a draft length up to 8 asks for; between them a line is drawn.
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 9)
 _FILL = 160
 _REPEATS = 5
 
@@ -30,8 +30,9 @@ def of_all(
     """Measures, in turn, passes of several widths, drafts and whole steps; takes some seconds.
 
     A wider pass is held to cost no less than a narrower one (by isotonic regression): what says
-    otherwise is noise, and a choice among lengths would fall for it. What a step takes beside its
-    draft and its pass is the overhead.
+    otherwise is noise, and a choice among lengths would fall for it. What a drafter's step takes
+    beside draft and pass is its overhead: drawing and verifying, of as many drafts as it has. A
+    plain step is one of the loop, with all of its own.
 
     Args:
       target: with a key/value cache.
@@ -50,12 +51,13 @@ def of_all(
     variants: dict[Any, measure.Variant] = {
         width: measure.forward(target, width, fill, cache) for width in widths
     }
+    variants["plain"] = measure.steps(target, decoding.NOTHING, prompt)
     for name, drafter in drafts.items():
         variants["draft", name] = measure.proposal(target, drafter, prompt)
         variants["step", name] = measure.steps(target, drafter, prompt)
     found = measure.interleave(variants, repeats)
     risen = optimize.isotonic_regression([found[width].median for width in widths]).x
-    plain = float(risen[0])
+    plain = found["plain"].median
     passes = tuple(zip(widths, (risen / plain).tolist(), strict=True))
     costs = {}
     for name, drafter in drafts.items():

@@ -5,6 +5,7 @@
 lets the target write text of another seed than the draft learnt from, replays its greedy answers
 with what the draft would have guessed, at the costs of this machine, and keeps the draft length and
 the line of the best predicted speedup in the draft's card, where `--method=draft` finds them.
+Without --draft that is the card of the draft that comes along.
 """
 
 import dataclasses
@@ -89,25 +90,31 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
     made = methods.read_card(draft)
     if made is None:
         raise ValueError(f"{draft} has no card beside it to keep the choice in")
+    card = pathlib.Path(draft).with_suffix(".json")
+    # Whether it can be written is known before minutes are spent.
+    folders.write_json(card, made)
+    content = folders.digest(draft)
     binary.start()
     bundle = targets.load(model)
     config = distill_stages.of_draft(config, bundle, draft)
-    seed = distill_stages.unseen_seed(config)
-    unseen = distill_stages.other_text(
+    other = distill_stages.other_text(
         config, bundle, pathlib.Path(config.folder) / "measured", config.tokens
     )
+    unseen = distill_stages.all_batches(config, other)
     params, frozen = distill_stages.begin(config, bundle, [], config.shape)
     objective = config.objective(distillation.configure(bundle.config, config.shape))
     found = chosen(bundle, objective, params, frozen, unseen, config.draft_length)
     if not found:
         raise ValueError("the target wrote no greedy answer; raise --tokens")
     found |= {
-        "seed": seed,
-        "domains": sorted(set(config.texts.domains)),
+        "seed": distill_stages.unseen_seed(config),
+        "domains": sorted({shard.domain for shard in other}),
         "versions": binary.versions(),
     }
-    folders.write_json(pathlib.Path(draft).with_suffix(".json"), made | {"stopping": found})
-    return {"draft": draft, **found}
+    if folders.digest(draft) != content or methods.read_card(draft) != made:
+        raise ValueError(f"{draft} and its card were made anew meanwhile; run again")
+    folders.write_json(card, made | {"stopping": found})
+    return {"draft": draft, "card": str(card), **found}
 
 
 def config_from_flags() -> distill_config.Config:
@@ -128,7 +135,10 @@ def main(argv: list[str]) -> None:
         draft = str(binary.given(binary.DRAFT, methods.SHIPPED))
         return run(config_from_flags(), draft, binary.MODEL.value)
 
-    binary.report(argv, report, lambda made: "\n".join(lines(made)), _TAKES)
+    def table(made: dict[str, Any]) -> str:
+        return "\n".join([*lines(made), f"kept in      {made['card']}"])
+
+    binary.report(argv, report, table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,13 @@ from experiments import (
     distill_stages,
     domains,
     generate,
-    measure,
     methods,
     objectives,
     staleness,
-    step_costs,
     stopping,
     targets,
 )
-from specjax import decoding
+from specjax.training import data
 from tests.cases import exhaustive
 
 # Every width of a batch is a program; prompts as short as these make one.
@@ -117,14 +115,23 @@ def test_candidates_are_chosen_by_their_cost(call, draft, folder):
     code, output, _ = call(distill, *flags)
     assert code == 0
     card = json.loads(output.splitlines()[-1])
-    # A killed run goes on with the same choice, whatever would be timed now.
-    kept = json.loads((folder / "candidates" / "choice.json").read_text())
-    assert kept["rows"] == card["candidates"]
     first, second = card["candidates"]
     # Of c nothing is said: it is timed, and steps as small as these are all alike.
     assert first["bytes_per_step"] < second["bytes_per_step"]
     best = max(card["candidates"], key=lambda row: row["speedup"])
     assert card["shape"]["layers"] == best["layers"]
+    # A killed run goes on with the same choice, whatever would be timed now.
+    path = folder / "candidates" / "choice.json"
+    kept = json.loads(path.read_text())
+    kept["rows"][0]["speedup"] = kept["rows"][1]["speedup"] = 77.0
+    path.write_text(json.dumps(kept))
+    again = json.loads(call(distill, *flags)[1].splitlines()[-1])
+    assert again["candidates"] == kept["rows"] and again["shape"] == card["shape"]
+    code, _, errors = call(distill, *flags, "--rate=0.5")
+    assert code == 2 and "candidates holds what was made with schedule=" in errors
+    path.write_text("{}")
+    code, _, errors = call(distill, *flags)
+    assert code == 2 and "choice.json holds no choice" in errors
 
 
 @pytest.mark.parametrize("length", ["3", "auto"])
@@ -184,45 +191,30 @@ def test_where_to_stop_is_chosen_anew(call, draft, cardless, folder):
     assert code == 0, errors
     found = json.loads(output.splitlines()[-1])
     made = json.loads(cardless.with_suffix(".json").read_text())
-    assert made == old | {"seed": 4, "stopping": {k: found[k] for k in found if k != "draft"}}
+    kept = {name: found[name] for name in found.keys() - {"draft", "card"}}
+    assert made == old | {"seed": 4, "stopping": kept}
     assert found["best"]["length"] in {row["length"] for row in found["never"]}
     text = json.loads((folder / "stopping" / "measured" / "data" / "settings.json").read_text())
     assert found["seed"] == text["seed"] == 5
-    assert found["domains"] == sorted(text["domains"])
-    # Text of all domains: a shard of each, with every temperature.
-    assert text["batch"] == 16
+    # Text of every domain at every temperature, though the first alone has tokens enough.
+    held = data.read(folder / "stopping" / "measured" / "data", targets.tiny())
+    assert found["domains"] == sorted({shard.domain for shard in held}) == ["passage", "user_turn"]
+    assert [len(shard) for shard in held] == [8] * len(held)
+    # All of it is measured on: nothing is held out of it, and small batches are batches too.
+    greedy = [
+        len(shard.text(row)[1])
+        for shard in held
+        for row, temperature in enumerate(shard.temperature)
+        if temperature == 0
+    ]
+    assert found["tokens"] == sum(greedy) > 0
     settings = methods.resolved("draft", methods.Settings(draft=str(cardless)))
     assert settings.draft_length == found["best"]["length"]
-
-
-def test_costs_are_in_plain_steps(monkeypatch):
-    seconds: dict = {1: 2.0, 2: 2.75, 3: 2.25, 4: 3.0, 6: 4.0, 9: 5.0}
-    seconds |= {("draft", ""): 1.5, ("step", ""): 6.5}
-
-    def interleave(variants, repeats):
-        assert variants.keys() == seconds.keys() and repeats > 1
-        return {name: measure.Seconds(took, took, took) for name, took in seconds.items()}
-
-    monkeypatch.setattr(measure, "interleave", interleave)
-    bundle = targets.tiny()
-    drafter = methods.build("model", bundle, methods.Settings(3, "layers:2"))
-    costs, plain = step_costs.of_all(bundle.target, {"": drafter})
-    passes = ((1, 1.0), (2, 1.25), (3, 1.25), (4, 1.5), (6, 2.0), (9, 2.5))
-    assert plain == 2.0 and costs[""] == decoding.Cost(0.25, passes, overhead=3.25 - 3 * 0.25 - 1.5)
-    seconds["step", ""] = 1.0
-    assert step_costs.measured(bundle.target, drafter).overhead == 0
-
-
-def test_timed_steps_are_as_many_as_timed_passes():
-    bundle = targets.tiny()
-    drafter = methods.build("model", bundle, methods.Settings(3, "layers:2"))
-    prompt = measure.copying_prompt(bundle.config.vocab_size, 20)
-    variant = measure.steps(bundle.target, drafter, prompt)
-    for _ in range(2):
-        length, counts = variant.run(*variant.prepare())
-        assert int(counts.target_steps[0]) == variant.times
-        assert int(counts.drafted[0]) == 3 * variant.times
-        assert int(length[0]) == 20 + int(counts.emitted[0])
+    # `distill` keeps the choice if it makes this draft again; not of another, nor its own.
+    assert distill_run._chosen_before(cardless, draft) == made["stopping"]
+    assert distill_run._chosen_before(draft, draft) is None
+    cardless.write_bytes(draft.read_bytes()[:-1])
+    assert distill_run._chosen_before(cardless, draft) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"stopping": {"best": {"length": 3}}}', '{"a": 1}'])
@@ -346,6 +338,10 @@ def test_drafts_are_measured_on_text_of_no_seed_that_they_learnt_from(call, card
     (tmp_path / "data" / "settings.json").write_text('{"seed": 9}')
     assert distill_stages.unseen_seed(asked) == 10
     assert distill_stages.unseen_seed(distill_config.Config(str(tmp_path / "no"))) == 1
+    for wrong in ({"seed": None}, {"earlier": 3}):
+        cardless.with_suffix(".json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="cardless.*card"):
+            distill_stages.unseen_seed(asked)
 
 
 def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):
@@ -361,6 +357,7 @@ def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):
         (distill, [], "give --folder"),
         (distill, ["--folder=x", "--loss=no"], "--loss=no"),
         (distill, ["--folder=x", "--on_policy=2"], "--on_policy=2"),
+        (distill, ["--folder=x", "--on_policy=0.01"], "--on_policy=0.01"),
         (distill, ["--folder=x", "--layers=a"], "--layers=a"),
         (distill, ["--folder=x", "--candidates=1/2"], "write LAYERS/FEED_FORWARD/VOCABULARY"),
         (distill, ["--folder=x", "--devices=99"], "--devices=99"),

@@ -53,7 +53,8 @@ class Batches:
       tokens: B·T, tokens a batch with padding; rows are as many as fit.
       seed: of the order.
       multiple: rows are a multiple of this, as parts and devices want.
-      unseen: the conversations that are held out, instead of those to train on.
+      unseen: the conversations that are held out, instead of those to train on; None for all, to
+        measure on.
       tap: which of the recorded features is the final norm's.
 
     Raises:
@@ -67,7 +68,7 @@ class Batches:
         seed: int,
         *,
         multiple: int = 1,
-        unseen: bool = False,
+        unseen: bool | None = False,
         tap: int = -1,
     ):
         self._width = 0
@@ -89,11 +90,12 @@ class Batches:
         self._rows = {
             width: max(tokens // width // multiple, 1) * multiple for width in self._groups
         }
-        if not unseen:
+        to_train_on = unseen is False
+        if to_train_on:
             self._merge(multiple)
         # Steps of one width share a program, so what is left over waits for the next epoch; text
         # that is only measured on is all looked at.
-        self._least = 1 if unseen else None
+        self._least = None if to_train_on else 1
         self.per_epoch = len(self._shuffled(0))
         if not self.per_epoch:
             count = sum(len(shard.rows(unseen)) for shard in held)

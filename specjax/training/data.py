@@ -138,6 +138,7 @@ def generate(
     tokens: int,
     settings: Settings | None = None,
     *,
+    least: int = 1,
     budget_seconds: float | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> list[shards.Shard]:
@@ -148,6 +149,7 @@ def generate(
       folder: where the shards go; holds those of one setting only.
       tokens: answer tokens wanted, those already there included.
       settings: what to generate; None is the generic mixture with seed 0.
+      least: shards wanted, however many tokens there are.
       budget_seconds: the time there is for it in this run, or None; looked at from the second
         shard on.
       report: called after every shard.
@@ -176,7 +178,7 @@ def generate(
     files = _files(settings.files, bundle)
     began = mark = time.monotonic()
     speeds: list[tuple[int, float]] = []
-    while (done := _count(made)) < tokens:
+    while (done := _count(made)) < tokens or len(made) < least:
         index = len(made)
         path = folder / _name(index)
         if path.exists():

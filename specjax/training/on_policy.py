@@ -18,7 +18,7 @@ from specjax.models import policy as policies
 from specjax.models import products, transformer
 from specjax.training import batches, distillation, fitting
 
-__all__ = ["OnPolicy", "judge"]
+__all__ = ["OnPolicy", "check_share", "judge"]
 
 # Answer places whose whole laws are held at a time, for their normalizers.
 _CHUNK = 256
@@ -26,6 +26,15 @@ _CHUNK = 256
 _WIDTH = 128
 # Of keys: others of the same seed are the objective's and those of recorded text.
 _STREAM = 0x5EED0002
+_EVERY = fitting.SAVE_EVERY // 2
+
+
+def check_share(share: float, every: int = _EVERY) -> None:
+    """Raises ValueError for a share outside 0…1, or so small that no step of a block has it."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} of the steps must lie between 0 and 1")
+    if share and not round(share * every):
+        raise ValueError(f"share={share} of {every} steps is none; ask for 1/{every} or more")
 
 
 class OnPolicy:
@@ -45,7 +54,7 @@ class OnPolicy:
       seed: of what it writes.
 
     Raises:
-      ValueError: a share outside 0…1.
+      ValueError: as `check_share`.
     """
 
     def __init__(
@@ -56,12 +65,10 @@ class OnPolicy:
         recorded: batches.Batches,
         *,
         share: float = 0.5,
-        every: int = fitting.SAVE_EVERY // 2,
+        every: int = _EVERY,
         temperature: float = 1.0,
         seed: int = 0,
     ):
-        if not 0 <= share <= 1:
-            raise ValueError(f"share={share} of the steps must lie between 0 and 1")
         self._bundle, self._objective, self._frozen = bundle, objective, frozen
         # Many tokens at once, as in training; most of the time goes here.
         self._judging = transformer.language_model(
@@ -69,8 +76,7 @@ class OnPolicy:
         )
         self._recorded, self._share = recorded, share
         self._every = types.whole("every", every, 1)
-        if share and not round(share * every):
-            raise ValueError(f"share={share} of {every} steps is none; ask for 1/{every} or more")
+        check_share(share, every)
         self._temperature = temperature
         self._key = jax.random.fold_in(jax.random.key(seed), _STREAM)
         self._block: tuple[int, dict[int, batches.Batch]] = (-1, {})

@@ -88,8 +88,10 @@ class Shard:
         lengths = np.diff(self.offsets) - self.prompts
         return np.concatenate([[0], np.cumsum(lengths)])
 
-    def rows(self, unseen: bool) -> range:
-        """The conversations that are held out, or those to train on."""
+    def rows(self, unseen: bool | None) -> range:
+        """The conversations that are held out (True), those to train on, or all (None)."""
+        if unseen is None:
+            return range(len(self))
         count = max(len(self) // _HELD_OUT // _TOGETHER * _TOGETHER, min(_TOGETHER, len(self) // 2))
         return range(count) if unseen else range(count, len(self))
 

@@ -113,7 +113,7 @@ def test_accepted_length_against_finite_differences(rule):
         at_text = [
             jnp.take_along_axis(law, tokens[..., None], -1)[..., 0] for law in (log_p, found)
         ]
-        return jnp.sum(losses.negative_accepted_length(*at_text, present, 3, rule))
+        return jnp.sum(losses.negative_accepted_length(at_text[0], at_text[1], present, 3, rule))
 
     still = jnp.zeros_like(log_q)
     gradient = jax.grad(value)(still)
