@@ -49,19 +49,22 @@ def read(*paths: str) -> list[Prompt]:
             lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--prompts={path} cannot be read: {error}") from error
+        if not lines:
+            raise ValueError(f"--prompts={path} holds no prompts")
         for number, line in enumerate(lines, start=1):
             try:
                 given = json.loads(line)
-                turns = tuple(given["turns"])
-                if not turns or not all(isinstance(turn, str) for turn in turns):
-                    raise ValueError(f"turns={given['turns']!r} are no texts")
+                turns = given["turns"]
+                texts = isinstance(turns, list) and all(isinstance(turn, str) for turn in turns)
+                if not texts or not turns:
+                    raise ValueError(f"turns={turns!r} are no texts")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"--prompts={path}, line {number}: {error!r}; a line is a JSON object with "
-                    "`turns`"
+                    "`turns`, a list of texts"
                 ) from error
             group = given.get("group") or given.get("category") or pathlib.Path(path).stem
-            prompts.append(Prompt(given.get("question_id", number), group, turns))
+            prompts.append(Prompt(given.get("question_id", number), group, tuple(turns)))
     return prompts
 
 

@@ -58,7 +58,7 @@ def write(
         tensors[_TABLE] = jnp.asarray(tokens, jnp.int32)
         # One entry, since the library writes several in any order.
         part = path.with_name(path.name + ".part")
-        library.save_file(tensors, str(part), {_KEY: json.dumps(described)})
+        part.write_bytes(library.save(tensors, {_KEY: json.dumps(described)}))
         part.replace(path)
     except (OSError, optional.require("safetensors").SafetensorError) as error:
         raise ValueError(f"{path} could not be written: {error}") from error

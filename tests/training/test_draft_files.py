@@ -28,6 +28,9 @@ def test_drafts_survive_their_file(tokens, tmp_path):
     ]
     np.testing.assert_array_equal(*logits)
     assert model.eos_ids == bundle.target.eos_ids
+    # Whoever may read the card may read the draft.
+    path.with_suffix(".json").write_text("{}")
+    assert path.stat().st_mode == path.with_suffix(".json").stat().st_mode
     # The embedding is the target's own array, not another copy.
     assert model.params.params["embed"]["embedding"] is bundle.target.params["embed"]["embedding"]
 
