@@ -28,6 +28,7 @@ from specjax.training import (
 )
 
 __all__ = [
+    "MEASURED",
     "Trained",
     "all_batches",
     "begin",
@@ -38,10 +39,13 @@ __all__ = [
     "measure",
     "of_draft",
     "other_text",
+    "told",
     "train",
     "unseen_seed",
 ]
 
+# Answer tokens that drafts are measured on, where that is all that a text is for.
+MEASURED = 20_000
 _MOST_UNSEEN = 24
 _MEASURE_EVERY = 400
 _CLAIMED = (
@@ -71,6 +75,10 @@ class Trained:
     held_out: Mapping[str, float]
     seconds: float
     epochs: float
+
+    def measure(self, texts: list[batches.Batch], length: int) -> dict[str, float]:
+        """Acceptance on other texts, as `held_out.measure` tells it."""
+        return held_out.measure(self.objective, self.params, self.frozen, texts, length)
 
 
 def generate(
@@ -345,12 +353,20 @@ def _unseen(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
 
 
 def measure(
-    config: Config, bundle: checkpoints.Bundle, held: list[shards.Shard]
+    config: Config, bundle: checkpoints.Bundle, texts: list[batches.Batch]
 ) -> dict[str, float]:
-    """What a draft measures, as it begins, on the text that `train` holds out."""
-    params, frozen = begin(config, bundle, held, config.shape)
+    """What the draft to go on from measures as it is; `held_out.measure` tells of what."""
+    params, frozen = begin(config, bundle, [], config.shape)
     objective = config.objective(distillation.configure(bundle.config, config.shape))
-    return held_out.measure(objective, params, frozen, _unseen(config, held), config.draft_length)
+    return held_out.measure(objective, params, frozen, texts, config.draft_length)
+
+
+def told(texts: list[batches.Batch]) -> dict[str, int]:
+    """Answer tokens that a measure stands on: all, and those of greedy answers."""
+    return {
+        "tokens": sum(int(batch.length.sum()) for batch in texts),
+        "greedy_tokens": sum(int(batch.length[batch.temperature == 0].sum()) for batch in texts),
+    }
 
 
 def of_draft(config: Config, bundle: checkpoints.Bundle, draft: str) -> Config:

@@ -19,7 +19,7 @@ import jax
 from absl import app
 
 from experiments import binary, distill_config, distill_stages, methods, targets
-from specjax.training import curves, data, distillation, folders, held_out
+from specjax.training import curves, data, folders
 
 _TAKES = binary.takes(*binary.OF_TRAINING, binary.DRAFT, binary.MAX_NEW_TOKENS)
 
@@ -34,8 +34,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 # Where none of these is given, whatever data the folder holds will do.
 _OF_DATA = (binary.TOKENS, binary.DOMAINS, binary.BATCH, binary.MAX_NEW_TOKENS)
-# Answer tokens that drafts are measured on.
-_MEASURED = 20_000
 
 
 def run(
@@ -52,16 +50,11 @@ def run(
     folder = pathlib.Path(config.folder) / "objectives"
     # What a folder holds out of little text would not tell losses apart.
     other = distill_stages.other_text(
-        config, bundle, folder / "measured", min(config.tokens, _MEASURED)
+        config, bundle, folder / "measured", min(config.tokens, distill_stages.MEASURED)
     )
     texts = distill_stages.all_batches(config, other)
 
-    def measured(objective: distillation.Distillation, params: Any, frozen: Any):
-        return held_out.measure(objective, params, frozen, texts, config.draft_length)
-
-    params, frozen = distill_stages.begin(config, bundle, held, config.shape)
-    objective = config.objective(distillation.configure(bundle.config, config.shape))
-    before = measured(objective, params, frozen)
+    before = distill_stages.measure(config, bundle, texts)
     rows: list[dict[str, Any]] = []
     for name, changes in VARIANTS.items():
         with binary.Progress(name):
@@ -72,12 +65,15 @@ def run(
                 config.shape,
                 folder / f"{name.replace(', ', '-')}-{config.steps}-{config.rate:g}",
             )
-        found = measured(trained.objective, trained.params, trained.frozen)
+        found = trained.measure(texts, config.draft_length)
         rows.append({"loss": name, "minutes": trained.seconds / 60, **found})
         # A process has room for so many programs, and the next loss needs none of these.
         jax.clear_caches()
-    report = {"draft": draft, "steps": config.steps, "before": before, "rows": rows}
-    report["versions"] = binary.versions()
+    report = {
+        **{"draft": draft, "steps": config.steps, "before": before, "rows": rows},
+        "measured_on": distill_stages.told(texts),
+        "versions": binary.versions(),
+    }
     folders.write_json(folder / "objectives.json", report)
     return report
 
@@ -90,6 +86,11 @@ def table(report: dict[str, Any]) -> str:
             f"{row['loss']:<28}{row['overlap']:>9.3f}{row['agreement']:>11.3f}{row['tau']:>7.2f}"
             f"{row['minutes']:>9.1f}"
         )
+    told = report["measured_on"]
+    lines.append(
+        f"measured on {told['tokens']:,} tokens, agreement and τ on the {told['greedy_tokens']:,} "
+        "of them that are greedy"
+    )
     return "\n".join(lines)
 
 

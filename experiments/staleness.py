@@ -131,10 +131,17 @@ def _divergence(old: types.LanguageModel, params: Any, batch: batches.Batch):
 def realigned(
     config: Config, bundle: checkpoints.Bundle, steps: int
 ) -> tuple[dict[str, Any], list[batches.Batch]]:
-    """The draft on a tuned target, before and after a short realignment; and what it saw last."""
+    """The draft on a tuned target, before and after a short realignment; and what it is held on."""
     asked = distill_config.Config(
         folder=config.folder,
-        texts=data.Settings(seed=config.seed),
+        tokens=config.tokens,
+        texts=data.Settings(
+            seed=config.seed,
+            domains=config.domains,
+            batch=config.batch,
+            # Targets are told apart by laws, which are to be whole.
+            is_rounded=False,
+        ),
         steps=config.steps,
         rate=config.rate,
         batch_tokens=config.batch_tokens,
@@ -142,29 +149,24 @@ def realigned(
         seed=config.seed,
     )
     asked = distill_stages.of_draft(asked, bundle, config.draft)
-    held = data.generate(
-        bundle,
-        pathlib.Path(config.folder) / f"data-{steps}",
-        config.tokens,
-        data.Settings(
-            seed=distill_stages.unseen_seed(asked),
-            domains=config.domains,
-            batch=config.batch,
-            taps=(bundle.config.num_layers,),
-            # Targets are told apart by laws, which are to be whole.
-            is_rounded=False,
-        ),
+    # What the old draft learnt from would not tell an old target from a new one.
+    texts = dataclasses.replace(asked.texts, seed=distill_stages.unseen_seed(asked))
+    folder = pathlib.Path(config.folder) / f"after-{steps}"
+    asked = dataclasses.replace(asked, folder=str(folder), texts=texts)
+    other = distill_stages.other_text(
+        asked, bundle, folder / "measured", min(config.tokens, distill_stages.MEASURED)
     )
-    before = distill_stages.measure(asked, bundle, held)
-    trained = distill_stages.train(
-        asked, bundle, held, asked.shape, pathlib.Path(config.folder) / f"draft-{steps}"
-    )
+    unseen = distill_stages.all_batches(asked, other)
+    before = distill_stages.measure(asked, bundle, unseen)
+    held, _ = distill_stages.generate(asked, bundle)
+    trained = distill_stages.train(asked, bundle, held, asked.shape, folder / "draft")
     row = {
         "before": before,
-        "after": trained.held_out,
+        "after": trained.measure(unseen, config.draft_length),
+        "measured_on": distill_stages.told(unseen),
         "realignment_minutes": trained.seconds / 60,
     }
-    return row, trained.unseen
+    return row, unseen
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -179,8 +181,8 @@ def run(config: Config) -> dict[str, Any]:
     for steps in (0, *config.strengths):
         with binary.Progress(f"target after {steps} updates"):
             changed = tuned(config, bundle, steps) if steps else bundle
-            row, seen = realigned(config, changed, steps)
-            row["kl"] = divergence(bundle, changed, seen) if steps else 0.0
+            row, unseen = realigned(config, changed, steps)
+            row["kl"] = divergence(bundle, changed, unseen) if steps else 0.0
         rows.append({"updates": steps, **row})
         folders.write_json(pathlib.Path(config.folder) / "staleness.json", rows)
     plot(rows, pathlib.Path(config.folder) / "staleness.png")
@@ -219,6 +221,12 @@ def table(report: dict[str, Any]) -> str:
             f"{after['agreement']:>11.3f}{before['overlap']:>9.3f}{after['overlap']:>11.3f}"
             f"{before['tau']:>7.2f}{after['tau']:>11.2f}{row['realignment_minutes']:>9.1f}"
         )
+    told = [row["measured_on"] for row in report["rows"]]
+    lines.append(
+        "measured on "
+        + ", ".join(f"{row['greedy_tokens']:,} of {row['tokens']:,}" for row in told)
+        + " tokens, agreement and τ on the first of each"
+    )
     return "\n".join(lines)
 
 

@@ -30,7 +30,6 @@ _TAKES = binary.takes(
     binary.MAX_NEW_TOKENS,
     binary.TOKENS,
 )
-_TOKENS = 20_000
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8)
 
 
@@ -121,7 +120,7 @@ def config_from_flags() -> distill_config.Config:
     """Reads the flags; ValueError names the one that is wrong."""
     return distill_config.Config(
         folder=binary.folder(),
-        tokens=binary.given(binary.TOKENS, _TOKENS),
+        tokens=binary.given(binary.TOKENS, distill_stages.MEASURED),
         texts=distill_config.texts(),
         batch_tokens=binary.BATCH_TOKENS.value,
         seed=binary.SEED.value,
