@@ -74,10 +74,9 @@ class Config:
         if self.compare and self.batch != 1:
             raise ValueError(f"--compare times prompts one by one, and --batch={self.batch}")
 
-    @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self, bundle: checkpoints.Bundle) -> dict[str, Any]:
         """What two records must share to stand in one file."""
-        kept = dataclasses.asdict(self)
+        kept = dataclasses.asdict(self) | {"target": folders.fingerprint(bundle.target.params)}
         kept["settings"] = dataclasses.asdict(methods.resolved(self.method, self.settings))
         if self.method == "draft":
             # What a draft is, wherever it lies.
@@ -103,7 +102,7 @@ def measure(
         "capacity": _capacity(max(map(len, rows)), config),
         "chunk": _CHUNK,
     }
-    result, seconds = _decode(decoder, padded, options)
+    result, prefill, seconds = _decode(decoder, padded, options)
     plain = None
     if config.compare:
         only = methods.Decoder(decoder.target, decoding.NOTHING, verification.get("match"))
@@ -126,8 +125,10 @@ def measure(
         if plain is not None:
             (text,) = plain[0].new_tokens
             record |= {
+                "prefill_seconds": prefill,
                 "seconds": seconds,
-                "plain_seconds": plain[1],
+                "plain_prefill_seconds": plain[1],
+                "plain_seconds": plain[2],
                 "plain_new_tokens": len(text),
                 "identical": text == new if _is_pathwise(decoder, config) else None,
             }
@@ -150,16 +151,17 @@ def hash_of(tokens: Sequence[int]) -> int:
 
 def _decode(
     decoder: methods.Decoder, prompts: list[list[int]], options: dict[str, Any]
-) -> tuple[decoding.DecodeResult, float]:
-    """A decode, and the seconds of its loop alone; programs are compiled beforehand."""
+) -> tuple[decoding.DecodeResult, float, float]:
+    """A decode, and the seconds of its prefill and of its loop; programs are compiled before."""
 
-    def run() -> tuple[decoding.DecodeResult, float]:
+    def run() -> tuple[decoding.DecodeResult, float, float]:
+        asked = time.perf_counter()
         request, state = decoding.init(decoder.target, decoder.drafter, prompts, **options)
         jax.block_until_ready(state)
         began = time.perf_counter()
         result = decoder.decode(request, state)
         jax.block_until_ready(result.tokens)
-        return result, time.perf_counter() - began
+        return result, began - asked, time.perf_counter() - began
 
     shape = (decoder.drafter.name, decoder.drafter.nodes, len(prompts), options["capacity"])
     if shape not in _WARM:
@@ -201,23 +203,25 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ],
     }
     if all("seconds" in record for record in records):
-        pace = [
-            (record["new_tokens"] / record["seconds"])
-            / (record["plain_new_tokens"] / record["plain_seconds"])
-            for record in records
-        ]
-        seconds, plain = (
-            sum(record[name] for record in records) for name in ("seconds", "plain_seconds")
-        )
-        plain_new = sum(record["plain_new_tokens"] for record in records)
+        loop, whole = ("seconds",), ("prefill_seconds", "seconds")
         summary |= {
-            "speedup": (new / seconds) / (plain_new / plain),
-            "speedup_median": medians.median(pace),
+            "speedup": _speedup(records, loop),
+            "speedup_median": medians.median(_speedup([record], loop) for record in records),
+            "speedup_with_prefill": _speedup(records, whole),
             "identical": None
             if any(record["identical"] is None for record in records)
             else sum(record["identical"] for record in records),
         }
     return summary
+
+
+def _speedup(records: Sequence[dict[str, Any]], parts: Sequence[str]) -> float:
+    """Tokens a second over those of plain decoding, of so many parts of the time."""
+    paces = []
+    for plain in ("", "plain_"):
+        tokens = sum(record[f"{plain}new_tokens"] for record in records)
+        paces.append(tokens / sum(record[plain + part] for record in records for part in parts))
+    return paces[0] / paces[1]
 
 
 def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, Any]:
@@ -230,7 +234,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         raise ValueError("no prompts were given to measure on")
     keys = {prompt.key for prompt in chosen}
     # A file may hold those of other prompts too.
-    records = [record for record in _earlier(config) if record["prompt"] in keys]
+    records = [record for record in _earlier(config, bundle) if record["prompt"] in keys]
     done = {record["prompt"] for record in records}
     waiting = [
         (prompt, bundle.chat(prompt.turns[0])) for prompt in chosen if prompt.key not in done
@@ -252,7 +256,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
                 folders.append(config.out, "".join(json.dumps(one) + "\n" for one in some))
             progress.at(min(first + config.batch, len(waiting)), len(waiting))
     return {
-        **config.fixed,
+        **config.fixed(bundle),
         "left_out": len(left_out),
         "groups": by_group(records),
         "versions": binary.versions(),
@@ -266,11 +270,11 @@ def _chosen(config: Config) -> list[prompt_files.Prompt]:
     return [p for some in groups.values() for p in prompt_files.spread(some, config.count)]
 
 
-def _earlier(config: Config) -> list[dict[str, Any]]:
+def _earlier(config: Config, bundle: checkpoints.Bundle) -> list[dict[str, Any]]:
     """Records of a run that was stopped; the first line says what it measured."""
     if config.out is None:
         return []
-    path, own = pathlib.Path(config.out), json.loads(json.dumps(config.fixed))
+    path, own = pathlib.Path(config.out), json.loads(json.dumps(config.fixed(bundle)))
     if not path.exists():
         folders.write(path, json.dumps(own) + "\n")
     try:
@@ -306,7 +310,10 @@ def table(report: dict[str, Any]) -> str:
             f"{positions}"
         )
         if timed:
-            line += f"  {row['speedup']:.2f}× (median {row['speedup_median']:.2f})"
+            line += (
+                f"  {row['speedup']:.2f}× (median {row['speedup_median']:.2f}, with prefill "
+                f"{row['speedup_with_prefill']:.2f})"
+            )
             if row["identical"] is not None:
                 line += f", identical {row['identical']}"
         lines.append(line)

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import acceptance, binary, distill_stages, methods, prompt_files, stopping
 from experiments.distill_config import Config
 from specjax import checkpoints
-from specjax.training import curves, data, distillation, folders, shards
+from specjax.training import curves, data, distillation, fitting, folders, shards
 
 __all__ = ["run"]
 
@@ -40,6 +40,12 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     if config.export is not None and not bundle.config.tied_embeddings:
         raise ValueError("--export needs a target whose head is its embedding")
     curves.check()
+    before = fitting.settings_of(pathlib.Path(config.folder) / "training") or {}
+    if config.tokens > before.get("answer_tokens", config.tokens):
+        raise ValueError(
+            f"--tokens={config.tokens}: {config.folder} was trained on {before['answer_tokens']}; "
+            "ask for no more, or give another --folder"
+        )
     held, data_seconds = distill_stages.generate(config, bundle)
     shape, candidates = distill_stages.choose(config, bundle, held)
     trained = distill_stages.train(

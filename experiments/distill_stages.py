@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import draft_costs, methods
+from experiments import draft_costs
 from experiments.distill_config import OPTIMIZERS, Config
 from specjax import checkpoints, models
 from specjax.training import (
@@ -28,24 +28,16 @@ from specjax.training import (
 )
 
 __all__ = [
-    "MEASURED",
     "Trained",
-    "all_batches",
     "begin",
     "check_shape",
     "choose",
     "copying_steps",
     "generate",
-    "measure",
     "of_draft",
-    "other_text",
-    "told",
     "train",
-    "unseen_seed",
 ]
 
-# Answer tokens that drafts are measured on, where that is all that a text is for.
-MEASURED = 20_000
 _MOST_UNSEEN = 24
 _MEASURE_EVERY = 400
 _CLAIMED = (
@@ -92,10 +84,15 @@ def generate(
 
     def report(progress: data.Progress) -> None:
         folders.write(spent, json.dumps(earlier + time.monotonic() - began))
+        pace = "the next one compiles first"
+        if progress.tokens_per_second:
+            pace = (
+                f"{progress.tokens_per_second:.0f} a second, "
+                f"{progress.seconds_left / 60:.0f} minutes left"
+            )
         _say(
             f"data: {progress.tokens} of {progress.wanted} tokens in {progress.shards} shards, "
-            f"{progress.tokens_per_second:.0f} a second, "
-            f"{progress.seconds_left / 60:.0f} minutes left"
+            + pace
         )
 
     held = data.generate(
@@ -117,53 +114,6 @@ def _seconds(path: pathlib.Path) -> float:
         return float(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be used: {error}; remove it to count anew") from error
-
-
-def unseen_seed(config: Config) -> int:
-    """A seed of text that the draft did not learn from, nor those that it went on from.
-
-    Raises:
-      ValueError: a card, or the folder's data, that cannot be read.
-    """
-    told = []
-    card = None if config.start_from is None else methods.read_card(config.start_from)
-    while card is not None:
-        told.append(card)
-        card = card.get("earlier")
-        if not isinstance(card, dict | None):
-            raise ValueError(f"{config.start_from}: its card names {card!r} as an earlier one")
-    settings = pathlib.Path(config.folder) / "data" / "settings.json"
-    if settings.exists():
-        told.append(folders.read(settings))
-    seeds = [made.get("seed", 0) for made in told]
-    if not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f"{config.start_from}: of its card and {settings}, seeds are {seeds}")
-    return max([config.texts.seed, *seeds]) + 1
-
-
-def other_text(
-    config: Config, bundle: checkpoints.Bundle, folder: pathlib.Path, tokens: int
-) -> list[shards.Shard]:
-    """Text to measure drafts on: of `unseen_seed`, and of every domain at every temperature."""
-    texts = config.texts
-    other = dataclasses.replace(
-        config,
-        folder=str(folder),
-        tokens=tokens,
-        texts=dataclasses.replace(
-            texts,
-            seed=unseen_seed(config),
-            # As small as shards of all temperatures can be: all domains have their turn soon.
-            batch=min(texts.batch, texts.answers * len(texts.temperatures)),
-        ),
-    )
-    return generate(other, bundle, least=len(texts.domains))[0]
-
-
-def all_batches(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
-    """All conversations, to measure on."""
-    order = batches.Batches(held, config.batch_tokens, config.seed, unseen=None)
-    return [order(index) for index in range(order.per_epoch)]
 
 
 def choose(
@@ -245,7 +195,7 @@ def train(
             bundle, objective, frozen, recorded, share=config.on_policy, seed=config.seed
         )
     unseen = _unseen(config, held)
-
+    _say_where("training", folder, config.steps)
     state = fitting.fit(
         config.lessons(objective),
         params,
@@ -298,6 +248,7 @@ def _taught_to_copy(
         return params, 0.0
     rows = max(config.batch_tokens // config.lesson // config.parts, 1)
     schedule = dataclasses.replace(config.schedule, steps=steps, warmup=20)
+    _say_where("copying", folder, steps)
     state = fitting.fit(
         copying.Copying(None, draft, 1.0, rows, config.lesson),
         params,
@@ -352,23 +303,6 @@ def _unseen(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
     return [order(index) for index in range(min(order.per_epoch, _MOST_UNSEEN))]
 
 
-def measure(
-    config: Config, bundle: checkpoints.Bundle, texts: list[batches.Batch]
-) -> dict[str, float]:
-    """What the draft to go on from measures as it is; `held_out.measure` tells of what."""
-    params, frozen = begin(config, bundle, [], config.shape)
-    objective = config.objective(distillation.configure(bundle.config, config.shape))
-    return held_out.measure(objective, params, frozen, texts, config.draft_length)
-
-
-def told(texts: list[batches.Batch]) -> dict[str, int]:
-    """Answer tokens that a measure stands on: all, and those of greedy answers."""
-    return {
-        "tokens": sum(int(batch.length.sum()) for batch in texts),
-        "greedy_tokens": sum(int(batch.length[batch.temperature == 0].sum()) for batch in texts),
-    }
-
-
 def of_draft(config: Config, bundle: checkpoints.Bundle, draft: str) -> Config:
     """With the shape of a draft, to go on from it."""
     found, _, tokens = checkpoints.drafts.weights(draft, bundle)
@@ -404,6 +338,13 @@ def check_shape(
             f"--start_from={config.start_from} is of another shape: {found}, and {wanted} is "
             "asked for"
         )
+
+
+def _say_where(stage: str, folder: pathlib.Path, steps: int) -> None:
+    """Where a training begins or goes on: the first update is long in coming."""
+    done = fitting.updates_of(folder)
+    if done < steps:
+        _say(f"{stage}: step {done} of {steps}, the next one compiles first")
 
 
 def _say(text: str) -> None:

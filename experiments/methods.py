@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,7 +41,7 @@ class Settings:
       greedy_draft: whether a draft model drafts its most probable tokens (for `match`).
       stop: how unsure of its next token a draft model stops: `maximum:P`, its largest probability
         below P, `entropy:H`, above H nats, or `never`; None is what the draft's card found best,
-        and `never` without a card or where lengths are chosen on the way.
+        and `never` without a card. Where lengths are chosen on the way, drafts stop so too.
     """
 
     draft_length: int | str | None = None
@@ -128,7 +129,8 @@ def decoder(
         longest,
         decoding.rule_for(bundle.target, longest, rule),
         choices,
-        # One that stops drafts fewer tokens than its nodes, and would seem to be cheap.
+        # One that stops drafts fewer tokens than its nodes, and would seem to be cheap: with `auto`
+        # no card is asked for a line.
         step_costs.measured(
             bundle.target, build(name, bundle, dataclasses.replace(settings, stop=None))
         ),
@@ -153,6 +155,8 @@ def check(name: str, settings: Settings) -> None:
         if value != field.default and field.name not in method.takes:
             raise ValueError(f"{field.name}={value} means nothing to the method {name!r}")
     _stop(settings)
+    if name == "draft" and not pathlib.Path(settings.draft or SHIPPED).exists():
+        raise ValueError(f"there is no draft {settings.draft or SHIPPED}; name one with --draft")
     if isinstance(settings.draft_length, int) and settings.draft_length < 1:
         raise ValueError(f"draft_length={settings.draft_length} must be at least 1")
 
@@ -182,10 +186,8 @@ def _prompt_lookup(bundle: checkpoints.Bundle, settings: Settings) -> types.Draf
 
 
 def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
-    path = SHIPPED if settings.draft is None else pathlib.Path(settings.draft)
-    if not path.exists():
-        raise ValueError(f"there is no draft {path}; name one with --draft")
-    drafter = _chain(checkpoints.drafts.read(path, bundle), _length(settings, 5), settings)
+    found = checkpoints.drafts.read(settings.draft or SHIPPED, bundle)
+    drafter = _chain(found, _length(settings, 5), settings)
     return dataclasses.replace(drafter, name="draft")
 
 
@@ -205,15 +207,18 @@ def _stop(settings: Settings) -> tuple[float | None, float | None]:
     kind, _, number = (settings.stop or "never").partition(":")
     try:
         match kind:
-            case "maximum":
+            case "maximum" if 0 <= float(number) <= 1:
                 return float(number), None
-            case "entropy":
+            case "entropy" if 0 <= float(number) < math.inf:
                 return None, float(number)
             case "never" if not number:
                 return None, None
     except ValueError:
         pass
-    raise ValueError(f"stop={settings.stop!r}: write maximum:0.3, entropy:2.5 or never")
+    raise ValueError(
+        f"stop={settings.stop!r}: write maximum:P with a probability, entropy:H with nats from 0 "
+        "on, as in maximum:0.3 and entropy:2.5, or never"
+    )
 
 
 def resolved(name: str, settings: Settings) -> Settings:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import app
 
-from experiments import binary, distill_config, distill_stages, methods, targets
+from experiments import binary, distill_config, distill_stages, methods, targets, unseen_text
 from specjax.training import curves, data, folders
 
 _TAKES = binary.takes(*binary.OF_TRAINING, binary.DRAFT, binary.MAX_NEW_TOKENS)
@@ -49,12 +49,11 @@ def run(
         held, _ = distill_stages.generate(config, bundle)
     folder = pathlib.Path(config.folder) / "objectives"
     # What a folder holds out of little text would not tell losses apart.
-    other = distill_stages.other_text(
-        config, bundle, folder / "measured", min(config.tokens, distill_stages.MEASURED)
+    texts = unseen_text.write(
+        config, bundle, folder / "measured", min(config.tokens, unseen_text.MEASURED)
     )
-    texts = distill_stages.all_batches(config, other)
 
-    before = distill_stages.measure(config, bundle, texts)
+    before = unseen_text.measure(config, bundle, texts)
     rows: list[dict[str, Any]] = []
     for name, changes in VARIANTS.items():
         with binary.Progress(name):
@@ -71,7 +70,7 @@ def run(
         jax.clear_caches()
     report = {
         **{"draft": draft, "steps": config.steps, "before": before, "rows": rows},
-        "measured_on": distill_stages.told(texts),
+        "measured_on": unseen_text.told(texts),
         "versions": binary.versions(),
     }
     folders.write_json(folder / "objectives.json", report)

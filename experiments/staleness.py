@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments import binary, distill_config, distill_stages, methods, targets
+from experiments import binary, distill_config, distill_stages, methods, targets, unseen_text
 from specjax import checkpoints, types
 from specjax.models import transformer
 from specjax.training import (
@@ -150,20 +150,19 @@ def realigned(
     )
     asked = distill_stages.of_draft(asked, bundle, config.draft)
     # What the old draft learnt from would not tell an old target from a new one.
-    texts = dataclasses.replace(asked.texts, seed=distill_stages.unseen_seed(asked))
+    texts = dataclasses.replace(asked.texts, seed=unseen_text.seed(asked))
     folder = pathlib.Path(config.folder) / f"after-{steps}"
     asked = dataclasses.replace(asked, folder=str(folder), texts=texts)
-    other = distill_stages.other_text(
-        asked, bundle, folder / "measured", min(config.tokens, distill_stages.MEASURED)
+    unseen = unseen_text.write(
+        asked, bundle, folder / "measured", min(config.tokens, unseen_text.MEASURED)
     )
-    unseen = distill_stages.all_batches(asked, other)
-    before = distill_stages.measure(asked, bundle, unseen)
+    before = unseen_text.measure(asked, bundle, unseen)
     held, _ = distill_stages.generate(asked, bundle)
     trained = distill_stages.train(asked, bundle, held, asked.shape, folder / "draft")
     row = {
         "before": before,
         "after": trained.measure(unseen, config.draft_length),
-        "measured_on": distill_stages.told(unseen),
+        "measured_on": unseen_text.told(unseen),
         "realignment_minutes": trained.seconds / 60,
     }
     return row, unseen

@@ -15,7 +15,15 @@ from typing import Any
 
 from absl import app
 
-from experiments import binary, distill_config, distill_stages, methods, step_costs, targets
+from experiments import (
+    binary,
+    distill_config,
+    distill_stages,
+    methods,
+    step_costs,
+    targets,
+    unseen_text,
+)
 from specjax import checkpoints, drafters
 from specjax.training import batches, distillation, folders, held_out, stopping
 
@@ -56,7 +64,8 @@ def chosen(
     if not texts:
         return {}
     model = distillation.draft_model(objective.config, params, frozen)
-    cost = step_costs.measured(bundle.target, drafters.model(model, length))
+    with binary.Progress("costs of steps"):
+        cost = step_costs.measured(bundle.target, drafters.model(model, length))
     best, tried = stopping.choose(texts, cost, sorted({*_LENGTHS, length}))
     return {
         "tokens": sum(len(text.right) for text in texts),
@@ -96,18 +105,17 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
     binary.start()
     bundle = targets.load(model)
     config = distill_stages.of_draft(config, bundle, draft)
-    other = distill_stages.other_text(
+    unseen = unseen_text.write(
         config, bundle, pathlib.Path(config.folder) / "measured", config.tokens
     )
-    unseen = distill_stages.all_batches(config, other)
     params, frozen = distill_stages.begin(config, bundle, [], config.shape)
     objective = config.objective(distillation.configure(bundle.config, config.shape))
     found = chosen(bundle, objective, params, frozen, unseen, config.draft_length)
     if not found:
         raise ValueError("the target wrote no greedy answer; raise --tokens")
     found |= {
-        "seed": distill_stages.unseen_seed(config),
-        "domains": sorted({shard.domain for shard in other}),
+        "seed": unseen_text.seed(config),
+        "domains": sorted(set(config.texts.domains)),
         "versions": binary.versions(),
     }
     if folders.digest(draft) != content or methods.read_card(draft) != made:
@@ -120,7 +128,7 @@ def config_from_flags() -> distill_config.Config:
     """Reads the flags; ValueError names the one that is wrong."""
     return distill_config.Config(
         folder=binary.folder(),
-        tokens=binary.given(binary.TOKENS, distill_stages.MEASURED),
+        tokens=binary.given(binary.TOKENS, unseen_text.MEASURED),
         texts=distill_config.texts(),
         batch_tokens=binary.BATCH_TOKENS.value,
         seed=binary.SEED.value,

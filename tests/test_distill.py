@@ -12,7 +12,6 @@ from experiments import (
     distill,
     distill_config,
     distill_run,
-    distill_stages,
     domains,
     generate,
     methods,
@@ -20,6 +19,7 @@ from experiments import (
     staleness,
     stopping,
     targets,
+    unseen_text,
 )
 from specjax.training import data
 from tests.cases import exhaustive
@@ -105,6 +105,10 @@ def test_the_same_command_again_makes_nothing_anew(call, draft, folder):
     assert code == 0 and "held out" in output
     assert "step " not in errors and "shards" not in errors
     assert draft.read_bytes() == before
+    shards = sorted((folder / "data").iterdir())
+    code, _, errors = call(distill, *TINY, *SHORT, f"--folder={folder}", "--tokens=90000")
+    assert code == 2 and "--tokens=90000" in errors and "was trained on" in errors
+    assert sorted((folder / "data").iterdir()) == shards
 
 
 def test_candidates_are_chosen_by_their_cost(call, draft, folder):
@@ -256,7 +260,11 @@ def test_acceptance_by_group_resumes(call, draft, folder, tmp_path):
     # The counts of a batch are those of each prompt alone, timed beside plain decoding.
     alone = [flag for flag in flags if "batch" not in flag and "out" not in flag] + ["--compare"]
     timed = json.loads(call(acceptance, *alone)[1].splitlines()[-1])
-    assert timed["groups"]["overall"]["identical"] == 6
+    overall = timed["groups"]["overall"]
+    assert overall["identical"] == 6
+    # Prefill is plain decoding's too, and takes the same from what is won and from what is lost.
+    ends = sorted((1.0, overall["speedup"]))
+    assert ends[0] * 0.8 < overall["speedup_with_prefill"] < ends[1] * 1.2
     # Of texts that only share a law, nobody can say.
     drawn = json.loads(call(acceptance, *alone, "--temperature=0.8")[1].splitlines()[-1])
     assert drawn["groups"]["overall"]["identical"] is None
@@ -333,15 +341,15 @@ def test_drafts_are_measured_on_text_of_no_seed_that_they_learnt_from(call, card
     card = {"seed": 2, "earlier": {"seed": 7, "earlier": {"seed": 3, "earlier": None}}}
     cardless.with_suffix(".json").write_text(json.dumps(card))
     asked = distill_config.Config(str(tmp_path), start_from=str(cardless))
-    assert distill_stages.unseen_seed(asked) == 8
+    assert unseen_text.seed(asked) == 8
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "settings.json").write_text('{"seed": 9}')
-    assert distill_stages.unseen_seed(asked) == 10
-    assert distill_stages.unseen_seed(distill_config.Config(str(tmp_path / "no"))) == 1
+    assert unseen_text.seed(asked) == 10
+    assert unseen_text.seed(distill_config.Config(str(tmp_path / "no"))) == 1
     for wrong in ({"seed": None}, {"earlier": 3}):
         cardless.with_suffix(".json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match="cardless.*card"):
-            distill_stages.unseen_seed(asked)
+            unseen_text.seed(asked)
 
 
 def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):

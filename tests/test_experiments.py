@@ -132,7 +132,7 @@ def check_report(report, tokenizer, compared=True):
         ([HELLO, "--method=model", "--draft=other"], "other"),
         ([HELLO, "--draft=layers:4"], "layers:4"),
         ([HELLO, "--method=model", "--stop=often"], "maximum:0.3"),
-        ([HELLO, "--method=model", "--stop=maximum:2"], "stop_below=2.0"),
+        ([HELLO, "--method=model", "--stop=maximum:2"], "maximum:2"),
         ([HELLO, "--stop=never"], "stop=never"),
         ([HELLO, "--method=plain", "--draft_length=3"], "draft_length=3"),
         ([HELLO, "--rule=token"], "'token'"),

@@ -82,7 +82,7 @@ def _by_xla(query, new, old, masks, filled, shortest_prefix: int = 128):
             weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
             total = jnp.sum(weights, axis=-1, keepdims=True)
             mixed = jnp.einsum("bxs,bsd->bxd", weights.astype(query.dtype), slots(old[1], new[1]))
-            return (mixed / total).astype(query.dtype)
+            return (mixed.astype(jnp.float32) / total).astype(query.dtype)
 
         return read
 

@@ -21,7 +21,8 @@ def rms_norm(
 def _by_xla(rows, scale, epsilon):
     wide = rows.astype(jnp.float32)
     mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean + epsilon) * scale[None]).astype(rows.dtype)
+    scaled = wide * jax.lax.rsqrt(mean + epsilon) * scale.astype(jnp.float32)[None]
+    return scaled.astype(rows.dtype)
 
 
 def _result(rows, scale, epsilon):

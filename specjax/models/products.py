@@ -14,9 +14,15 @@ __all__ = ["products"]
 
 
 def products(
-    hidden: jax.Array, kernels: Sequence[jax.Array], policy: policies.Policy
+    hidden: jax.Array,
+    kernels: Sequence[jax.Array],
+    policy: policies.Policy,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> tuple[jax.Array, ...]:
-    """hidden[B, T, in] times every kernel[out, in]: a tuple of [B, T, out], in their dtype."""
+    """hidden[B, T, in] times every kernel[out, in]: a tuple of [B, T, out].
+
+    In `dtype`, which the sums are made in and never rounded below; by default that of the factors.
+    """
     rows = hidden.reshape(-1, hidden.shape[-1])
     is_float32 = all(factor.dtype == jnp.float32 for factor in (rows, *kernels))
     if policy.rounded and is_float32:
@@ -24,22 +30,23 @@ def products(
     elif policy.native and is_float32:
         made = _native(rows, tuple(kernels))
     elif rows.shape[0] == 1:
-        made = [_times_vector(kernel, rows, policy.vector_parts) for kernel in kernels]
+        made = [_times_vector(kernel, rows, policy.vector_parts, dtype) for kernel in kernels]
     else:
-        made = _by_xla(rows, tuple(kernels))
+        made = _by_xla(rows, tuple(kernels), dtype)
     return tuple(product.reshape(*hidden.shape[:2], product.shape[-1]) for product in made)
 
 
-def _times_vector(kernel: jax.Array, row: jax.Array, vector_parts: int) -> jax.Array:
+def _times_vector(kernel: jax.Array, row: jax.Array, vector_parts: int, dtype) -> jax.Array:
     """kernel[out, in] times row[1, in], in parts of the kernel side by side: [1, out]."""
     outputs, inputs = kernel.shape
     parts = math.gcd(outputs, vector_parts)
     split = kernel.reshape(parts, outputs // parts, inputs)
-    return jnp.einsum("poi,pi->po", split, jnp.broadcast_to(row, (parts, inputs))).reshape(1, -1)
+    rows = jnp.broadcast_to(row, (parts, inputs))
+    return jnp.einsum("poi,pi->po", split, rows, preferred_element_type=dtype).reshape(1, -1)
 
 
-def _by_xla(rows, kernels):
-    return tuple(rows @ kernel.T for kernel in kernels)
+def _by_xla(rows, kernels, dtype=None):
+    return tuple(jnp.matmul(rows, kernel.T, preferred_element_type=dtype) for kernel in kernels)
 
 
 def _results(rows, kernels):

@@ -159,7 +159,7 @@ class Transformer(nnx.Module):
         keys, values = _after(hidden, (keys, values))
         hidden = self.norm(hidden, policy)
         head = self.embed.embedding if config.tied_embeddings else self.head.kernel
-        (logits,) = products.products(hidden, [head[...]], policy)
+        (logits,) = products.products(hidden, [head[...]], policy, jnp.float32)
         tapped[config.num_layers] = hidden
         chosen = [tapped[tap] for tap in taps]
         features = jnp.stack(chosen, axis=2) if chosen else hidden[:, :, None][:, :, :0]
@@ -238,7 +238,9 @@ class _Apply:
     ):
         module = nnx.merge(_abstract(self.config)[0], params)
         policy = self.policy or policies.for_backend()
-        return module(module.embed(tokens), 0, cache, tree, taps, policy)
+        # Not by the module's own call, which widens what it looks up to float32.
+        hidden = jnp.take(module.embed.embedding[...], tokens, axis=0)
+        return module(hidden, 0, cache, tree, taps, policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +290,7 @@ def language_model(
     Args:
       config: static; equal configurations share compiled programs.
       params: weights as `parameter_shapes` lays them out, in any float dtype (activations and cache
-        follow it).
+        follow it; logits are float32).
       policy: how its passes are laid out; None is `policy.for_backend()` of the backend that is the
         default when a program is traced.
 

@@ -152,7 +152,7 @@ def generate(
       least: shards wanted, however many tokens there are.
       budget_seconds: the time there is for it in this run, or None; looked at from the second
         shard on.
-      report: called after every shard.
+      report: called before the first shard that is not there yet, and after every shard.
 
     Returns:
       All shards, in order.
@@ -185,6 +185,8 @@ def generate(
             made.append(shards.read(path))
             mark = time.monotonic()
             continue
+        if not speeds:
+            report(Progress(index, done, tokens, 0.0, math.nan))
         domain = settings.domains[index % len(settings.domains)]
         asked = _prompts(bundle, settings, index, domain, made, files)
         shards.write(path, domain, _answers(target, settings, index, asked, recorder))

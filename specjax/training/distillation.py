@@ -194,11 +194,12 @@ class Distillation:
 
     def _laws(self, frozen: Any, target, hidden, normalizer) -> tuple[jax.Array, jax.Array]:
         """Hidden states [B, A, H] of both, and the target's normalizer [B, A]: [B, A, M] each."""
-        head = frozen["head"]["kernel"].astype(hidden.dtype)
-        (scores,) = products.products(target, [head], self._products)
-        (own,) = products.products(hidden, [head], self._products)
-        log_p = scores.astype(jnp.float32) - normalizer[:, :, None]
-        return log_p, jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
+        head = frozen["head"]["kernel"].astype(jnp.float32)
+        # In low precision only what is trained: rounding would be learnt as the target's law.
+        (scores,) = products.products(target, [head], self._products, jnp.float32)
+        low = head.astype(hidden.dtype)
+        (own,) = products.products(hidden, [low], self._products, jnp.float32)
+        return scores - normalizer[:, :, None], jax.nn.log_softmax(own, axis=-1)
 
     @property
     def _products(self) -> policies.Policy:
@@ -218,7 +219,7 @@ class Distillation:
         tokens = jnp.take_along_axis(batch.tokens, place, axis=1)
         present = order < batch.length[:, None]
         # What lies behind an answer may be anything, and a gradient of 0 would not undo a NaN.
-        target = jnp.where(present[:, :, None], batch.features.astype(hidden.dtype), 0)
+        target = jnp.where(present[:, :, None], batch.features.astype(jnp.float32), 0)
         return hidden, target, tokens, present
 
     def __call__(self, params: Any, frozen: Any, batch: batches.Batch, key: jax.Array):
@@ -227,7 +228,7 @@ class Distillation:
         hidden, target, tokens, present = self._hidden(params, frozen, batch)
         normalizer = jnp.where(present, batch.normalizer, 0.0)
         loss, log_p, log_q = self._of_parts(frozen, target, hidden, normalizer, tokens)
-        off = jnp.abs(hidden - target).astype(jnp.float32)
+        off = jnp.abs(hidden.astype(jnp.float32) - target)
         smooth = jnp.where(off < 1, 0.5 * off * off, off - 0.5)
         value = loss + self.features * jnp.mean(smooth, axis=-1)
         if self.length:

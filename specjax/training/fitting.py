@@ -11,7 +11,7 @@ import optax
 
 from specjax.training import core, folders, saving
 
-__all__ = ["SAVE_EVERY", "TrainingError", "fit", "read_metrics"]
+__all__ = ["SAVE_EVERY", "TrainingError", "fit", "read_metrics", "settings_of", "updates_of"]
 
 # Updates between checkpoints.
 SAVE_EVERY = 40
@@ -139,6 +139,18 @@ def read_metrics(folder: pathlib.Path | str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return lines
+
+
+def settings_of(folder: pathlib.Path | str) -> dict[str, Any] | None:
+    """What the folder's run was started with; None where none was."""
+    path = pathlib.Path(folder) / _SETTINGS
+    return folders.read(path) if path.exists() else None
+
+
+def updates_of(folder: pathlib.Path | str) -> int:
+    """How many updates the folder's run has kept, for people to be told."""
+    path = pathlib.Path(folder) / _METRICS
+    return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 
 
 def _forget_after(path: pathlib.Path, step: int) -> float:

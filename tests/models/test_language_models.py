@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,6 +62,42 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_model_keeps_the_contract(name):
     testing.check_language_model(MODELS[name](), jax.random.key(11))
+
+
+@pytest.mark.parametrize("config", [PLAIN, BIASED], ids=["plain", "biased"])
+def test_half_precision_is_computed_in_and_gives_whole_logits(config):
+    """Every product's factors are bfloat16, and sums are not rounded on their way to a law."""
+    whole = transformer(config)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole.params)
+    half = models.language_model(config, params)
+    # Logits of this model spread over some 12, and bfloat16 keeps eight bits.
+    testing.check_language_model(half, jax.random.key(11), tolerance=0.3)
+    cache = half.init_cache(2, 32)
+    tokens = jnp.asarray([[1, 2, 3], [4, 5, 6]], jnp.int32)
+    for count in (1, 3):
+        program = jax.make_jaxpr(lambda *args: half.apply(*args, None, (0, 2)))(
+            params, tokens[:, :count], cache
+        )
+        factors = [var.aval.dtype for equation in products(program) for var in equation.invars]
+        assert len(factors) >= 2 * (2 * 9 + 1) and set(factors) == {jnp.dtype(jnp.bfloat16)}
+    output, entries = half.apply(params, tokens, cache, None, (0, 2))
+    assert output.logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in (output.features, *jax.tree.leaves(entries))} == {
+        jnp.dtype(jnp.bfloat16)
+    }
+    exact, _ = whole.apply(whole.params, tokens, whole.init_cache(2, 32), None, (0, 2))
+    np.testing.assert_allclose(output.logits, exact.logits, atol=0.3)
+    # Two tokens in bfloat16 would often have the same logit.
+    assert np.any(output.logits != output.logits.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def products(program):
+    """Matrix products of a program, those of the programs within it too."""
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,8 +47,14 @@ def test_a_run_that_was_killed_ends_with_the_same_shards(held, tmp_path):
 
 
 def test_more_tokens_keep_the_shards_that_are_there(held, tmp_path):
-    tasks.make(tmp_path, 200)
-    same(tasks.make(tmp_path, 800), held)
+    kept = len(tasks.make(tmp_path, 200))
+    told: list[data.Progress] = []
+    made = data.generate(tasks.bundle(), tmp_path, 800, tasks.SETTINGS, report=told.append)
+    same(made, held)
+    # Before the first that is new there is no pace to tell, and then one after every shard.
+    assert [progress.shards for progress in told] == list(range(kept, len(held) + 1))
+    assert told[0].tokens_per_second == 0 and np.isnan(told[0].seconds_left)
+    assert all(progress.tokens_per_second > 0 for progress in told[1:])
 
 
 def test_another_seed_gives_other_text(held, tmp_path):

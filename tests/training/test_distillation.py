@@ -88,6 +88,29 @@ def test_laws_are_what_decoding_will_propose(held, tokens):
     assert np.max(losses.forward_kl(law[:, tokens], log_q)) < 0.01
 
 
+def test_half_precision_is_the_drafts_and_not_the_targets(held, tokens):
+    objective, params, frozen = tasks.begun(tokens, features=0.5, policy=policies.Policy())
+    batch, schedule = batches.Batches(held, 1024, 0)(0), core.Schedule(20, 1e-3, warmup=2)
+    lower = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    exact, half = (objective.laws(some, frozen, batch) for some in (params, lower))
+    np.testing.assert_array_equal(exact["log_p"], half["log_p"])
+    assert half["log_q"].dtype == jnp.float32
+    gap = np.abs(np.where(exact["present"][:, :, None], exact["log_q"] - half["log_q"], 0))
+    assert 0 < gap.mean() < 0.1
+    ends = {}
+    for dtype in ("float32", "bfloat16"):
+        state, told = core.init(params), {}
+        for index in range(20):
+            numbers = schedule.at(index)
+            state, told = core.step(
+                state, frozen, batch, jax.random.key(0), numbers, objective, dtype=dtype
+            )
+        ends[dtype] = float(told["loss"])
+    total, weight, _ = objective(params, frozen, batch, jax.random.key(0))
+    learnt = float(total) / float(weight) - ends["float32"]
+    assert learnt > 0.1 and abs(ends["bfloat16"] - ends["float32"]) < 0.1 * learnt
+
+
 def test_what_lies_behind_an_answer_is_not_read(held, tokens):
     objective, params, frozen = tasks.begun(tokens, features=0.5, length=2, share=0.5)
     batch = batches.Batches(held, 1024, 0)(0)

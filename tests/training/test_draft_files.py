@@ -80,9 +80,15 @@ def test_exported_folder_is_the_draft_with_the_whole_vocabulary(tokens, tmp_path
 def test_transformers_takes_the_folder_for_an_assistant(tokens, tmp_path):
     torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     bundle = tasks.bundle()
-    objective, params, _ = tasks.begun(tokens)
+    # As large as the target, and as good.
+    config = bundle.config
+    everything = np.arange(config.vocab_size)
+    shape = distillation.Shape(
+        tuple(range(config.num_layers)), config.intermediate_size, config.vocab_size
+    )
+    objective, params, _ = tasks.begun(everything, shape)
     path = tmp_path / "draft.safetensors"
-    checkpoints.drafts.write(path, bundle, objective.config, params, tokens)
+    checkpoints.drafts.write(path, bundle, objective.config, params, everything)
     checkpoints.drafts.export(path, bundle, tmp_path / "draft")
     huggingface.write(tmp_path / "target", bundle.config, bundle.target.params, bundle.tokenizer)
     target, draft = (
@@ -92,7 +98,10 @@ def test_transformers_takes_the_folder_for_an_assistant(tokens, tmp_path):
     prompt = torch.tensor([bundle.chat("abc")])
     options = {"max_new_tokens": 20, "do_sample": False}
     plain = target.generate(prompt, **options)
+    passes = []
+    target.register_forward_hook(lambda *_: passes.append(1))
     assert torch.equal(target.generate(prompt, assistant_model=draft, **options), plain)
+    assert 1 < len(passes) < 10, "its drafts are not taken"
 
 
 @pytest.fixture
