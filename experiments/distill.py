@@ -18,7 +18,7 @@ from absl import app, flags
 from experiments import binary, distill_config, draft_costs, stopping, targets
 from experiments.distill_config import Config
 from experiments.distill_run import run
-from specjax.training import data, distillation, losses
+from specjax.training import data, losses, shapes
 
 _TAKES = binary.takes(
     *binary.OF_TRAINING, binary.FILES, binary.MAX_NEW_TOKENS, binary.OUT, binary.PROMPTS
@@ -29,7 +29,10 @@ _DATA_MINUTES = flags.DEFINE_float(
 _TAPS = flags.DEFINE_list("taps", [], "Layers to record besides the final norm.")
 _TOP = flags.DEFINE_integer("top", 0, "Most probable tokens to record with the data.")
 _LAYERS = flags.DEFINE_list(
-    "layers", None, "The target's layers that the draft begins as; default its first and last."
+    "layers",
+    None,
+    "The target's layers that the draft begins as, by default its first and last; or 4x256 for "
+    "four of width 256 that begin at random.",
 )
 _FEED_FORWARD = flags.DEFINE_integer(
     "feed_forward", None, "Width of its feed-forward layers; default the target's."
@@ -103,17 +106,23 @@ def table(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parse_shape(text: str) -> distillation.Shape:
+def parse_shape(text: str) -> shapes.Shape:
     """A shape from LAYERS/FEED_FORWARD/VOCABULARY; ValueError says how it is written."""
     try:
         layers, width, vocabulary = text.split("/")
-        return distillation.Shape(
-            tuple(int(layer) for layer in layers.split("+")), int(width), int(vocabulary)
-        )
+        return shapes.Shape(_layers(layers.split("+")), int(width), int(vocabulary))
     except ValueError as error:
         raise ValueError(
             f"--candidates={text!r}: write LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192"
         ) from error
+
+
+def _layers(given: list[str]) -> tuple[int, ...] | shapes.Own:
+    """The target's layers by number, or sizes of the draft's own; ValueError for neither."""
+    depth, by, width = given[0].partition("x")
+    if by and len(given) == 1:
+        return shapes.Own(int(depth), int(width))
+    return tuple(int(layer) for layer in given)
 
 
 def _integers(name: str, values: list[str] | None) -> tuple[int, ...]:
@@ -121,6 +130,17 @@ def _integers(name: str, values: list[str] | None) -> tuple[int, ...]:
         return tuple(int(value) for value in values or [])
     except ValueError as error:
         raise ValueError(f"--{name}={','.join(values or [])}: {error}") from error
+
+
+def _layers_of_flag() -> tuple[int, ...] | shapes.Own | None:
+    given = _LAYERS.value or []
+    try:
+        return _layers(given) if given else None
+    except ValueError as error:
+        raise ValueError(
+            f"--layers={','.join(given)}: write numbers of layers, as in 0,29, or how many of "
+            "which width, as in 4x256"
+        ) from error
 
 
 def config_from_flags() -> Config:
@@ -136,7 +156,7 @@ def config_from_flags() -> Config:
             files=tuple(str(pathlib.Path(path)) for path in binary.FILES.value),
         ),
         taps=_integers("taps", _TAPS.value),
-        layers=_integers("layers", _LAYERS.value) or None,
+        layers=_layers_of_flag(),
         feed_forward=_FEED_FORWARD.value,
         vocabulary=_VOCABULARY.value,
         candidates=tuple(map(parse_shape, _CANDIDATES.value)),

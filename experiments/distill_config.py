@@ -8,7 +8,7 @@ import jax
 
 from experiments import binary, methods
 from specjax import models
-from specjax.training import copying, core, data, distillation, losses, on_policy
+from specjax.training import copying, core, data, distillation, losses, on_policy, shapes
 
 __all__ = ["OPTIMIZERS", "Config", "texts"]
 
@@ -26,8 +26,10 @@ class Config:
       tokens: answer tokens that the target writes.
       data_minutes: time for them; what would take more is refused.
       texts: what the target writes; its taps become those of `taps` and the final norm.
-      layers: the target's layers that the draft's begin as; by default the first and the last.
-      feed_forward, vocabulary: the draft's other sizes; by default the target's, and 8,192 tokens.
+      layers: the target's layers that the draft's begin as, by default the first and the last, or
+        sizes of its own.
+      feed_forward, vocabulary: the draft's other sizes; by default the target's (of a width of its
+        own, in proportion), and 8,192 tokens.
       candidates: shapes to choose among instead.
       choice_steps: updates that each of them gets.
       batch_tokens: tokens an update, with padding.
@@ -52,10 +54,10 @@ class Config:
     data_minutes: float = 120.0
     texts: data.Settings = data.Settings()
     taps: tuple[int, ...] = ()
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | shapes.Own | None = None
     feed_forward: int | None = None
     vocabulary: int | None = None
-    candidates: tuple[distillation.Shape, ...] = ()
+    candidates: tuple[shapes.Shape, ...] = ()
     choice_steps: int = 200
     steps: int = 2500
     rate: float | None = None
@@ -112,25 +114,26 @@ class Config:
     def of(self, config: models.TransformerConfig) -> "Config":
         """With what was left to the target filled in."""
         taps = tuple(sorted({*self.taps, config.num_layers}))
+        feed_forward = config.intermediate_size
+        if isinstance(self.layers, shapes.Own):
+            feed_forward = round(feed_forward * self.layers.hidden_size / config.hidden_size)
         return dataclasses.replace(
             self,
             rate=_RATES[self.optimizer] if self.rate is None else self.rate,
             texts=dataclasses.replace(self.texts, taps=taps),
             layers=self.layers or tuple(sorted({0, config.num_layers - 1})),
-            feed_forward=config.intermediate_size
-            if self.feed_forward is None
-            else self.feed_forward,
+            feed_forward=feed_forward if self.feed_forward is None else self.feed_forward,
             vocabulary=min(_VOCABULARY, config.vocab_size)
             if self.vocabulary is None
             else self.vocabulary,
         )
 
     @property
-    def shape(self) -> distillation.Shape:
+    def shape(self) -> shapes.Shape:
         """The draft's sizes, where no candidates are to be chosen among."""
         assert self.layers is not None and self.feed_forward is not None
         assert self.vocabulary is not None
-        return distillation.Shape(self.layers, self.feed_forward, self.vocabulary)
+        return shapes.Shape(self.layers, self.feed_forward, self.vocabulary)
 
     @property
     def schedule(self) -> core.Schedule:

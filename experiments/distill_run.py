@@ -9,7 +9,7 @@ import numpy as np
 from experiments import acceptance, binary, distill_stages, methods, prompt_files, stopping
 from experiments.distill_config import Config
 from specjax import checkpoints
-from specjax.training import curves, data, distillation, fitting, folders, shards
+from specjax.training import curves, data, fitting, folders, shapes, shards
 
 __all__ = ["run"]
 
@@ -22,14 +22,15 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     config = config.of(bundle.config)
     # What can be said of it is said before hours are spent on data.
     wanted = []
-    for shape in config.candidates or (config.shape,):
-        wanted.append(distillation.configure(bundle.config, shape))
-        config.copying_weight(len(shape.layers))
+    asked = config.candidates or (config.shape,)
+    for shape in asked:
+        wanted.append(shapes.configure(bundle.config, shape))
+        config.copying_weight(shape.num_layers)
     earlier = None
     if config.start_from is not None:
         found = checkpoints.drafts.weights(config.start_from, bundle)[0]
-        for asked in wanted:
-            distill_stages.check_shape(config, found, asked)
+        for one in wanted:
+            distill_stages.check_shape(config, found, one)
         earlier = methods.read_card(config.start_from)
         if config.draft.resolve() == pathlib.Path(config.start_from).resolve():
             raise ValueError(
@@ -39,6 +40,8 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     prompt_files.read(*config.prompts)
     if config.export is not None and not bundle.config.tied_embeddings:
         raise ValueError("--export needs a target whose head is its embedding")
+    if config.export is not None and any(isinstance(shape.layers, shapes.Own) for shape in asked):
+        raise ValueError("--export needs a draft of the target's layers: its head is the target's")
     curves.check()
     before = fitting.settings_of(pathlib.Path(config.folder) / "training") or {}
     if config.tokens > before.get("answer_tokens", config.tokens):
@@ -114,7 +117,7 @@ def _card(
     config: Config,
     bundle: checkpoints.Bundle,
     held: list[shards.Shard],
-    shape: distillation.Shape,
+    shape: shapes.Shape,
     trained: distill_stages.Trained,
     data_seconds: float,
 ) -> dict[str, Any]:
@@ -139,9 +142,9 @@ def _card(
             "loss": repr(trained.objective.loss)
             if config.loss == "jensen_shannon"
             else config.loss,
-            "features": config.features,
-            "copying": config.copying_weight(len(shape.layers)),
-            "copying_steps": distill_stages.copying_steps(config, len(shape.layers)),
+            "features": 0.0 if isinstance(shape.layers, shapes.Own) else config.features,
+            "copying": config.copying_weight(shape.num_layers),
+            "copying_steps": distill_stages.copying_steps(config, shape.num_layers),
             "accepted": config.accepted,
             "on_policy": config.on_policy,
             "start_from": config.start_from,

@@ -24,6 +24,7 @@ from specjax.training import (
     folders,
     held_out,
     on_policy,
+    shapes,
     shards,
 )
 
@@ -40,6 +41,8 @@ __all__ = [
 
 _MOST_UNSEEN = 24
 _MEASURE_EVERY = 400
+# Of keys: others of the same seed drew the text and are the objective's.
+_STREAM = 0x5EED0003
 _CLAIMED = (
     *("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length", "dtype"),
     *("parts", "devices", "seed", "optimizer"),
@@ -118,7 +121,7 @@ def _seconds(path: pathlib.Path) -> float:
 
 def choose(
     config: Config, bundle: checkpoints.Bundle, held: list[shards.Shard]
-) -> tuple[distillation.Shape, list[dict[str, Any]]]:
+) -> tuple[shapes.Shape, list[dict[str, Any]]]:
     """The candidate of the best predicted speedup, and the table of all."""
     if not config.candidates:
         return config.shape, []
@@ -145,7 +148,8 @@ def choose(
     measured, texts = {}, {}
     for shape in shapes:
         _say(f"candidate: {shape}")
-        name = "-".join(map(str, (*shape.layers, shape.intermediate_size, shape.vocabulary)))
+        sizes = (shape.told, shape.intermediate_size, shape.vocabulary)
+        name = "-".join(map(str, sizes)).replace("+", "-")
         trained = train(short, bundle, held, shape, folder / name)
         measured[shape] = trained.held_out
         texts[shape] = held_out.guesses(
@@ -157,11 +161,11 @@ def choose(
     return shapes[best], rows
 
 
-def _claims(config: Config, held: list[shards.Shard], shape: distillation.Shape) -> dict[str, Any]:
+def _claims(config: Config, held: list[shards.Shard], shape: shapes.Shape) -> dict[str, Any]:
     """What a training folder must be gone on with."""
     return {
         **{name: getattr(config, name) for name in _CLAIMED},
-        "copying": config.copying_weight(len(shape.layers)),
+        "copying": config.copying_weight(shape.num_layers),
         "shape": dataclasses.asdict(shape),
         "answer_tokens": sum(shard.answer_tokens for shard in held),
     }
@@ -171,7 +175,7 @@ def train(
     config: Config,
     bundle: checkpoints.Bundle,
     held: list[shards.Shard],
-    shape: distillation.Shape,
+    shape: shapes.Shape,
     folder: pathlib.Path,
 ) -> Trained:
     """Trains a draft, or goes on training it."""
@@ -181,7 +185,7 @@ def train(
             f"temperatures={config.texts.temperatures} none is; add 1.0 to them"
         )
     params, frozen = begin(config, bundle, held, shape)
-    objective = config.objective(distillation.configure(bundle.config, shape))
+    objective = config.objective(shapes.configure(bundle.config, shape))
     claimed = _claims(config, held, shape)
     params, copying_seconds = _taught_to_copy(
         config, objective, params, frozen, folder / "copying", claimed
@@ -305,28 +309,36 @@ def _unseen(config: Config, held: list[shards.Shard]) -> list[batches.Batch]:
 
 def of_draft(config: Config, bundle: checkpoints.Bundle, draft: str) -> Config:
     """With the shape of a draft, to go on from it."""
-    found, _, tokens = checkpoints.drafts.weights(draft, bundle)
+    found, weights, tokens = checkpoints.drafts.weights(draft, bundle)
+    own = shapes.Own(found.num_layers, found.hidden_size)
     return dataclasses.replace(
         config,
-        layers=tuple(range(found.num_layers)),
+        layers=own if _has_own_parts(weights, bundle) else tuple(range(found.num_layers)),
         feed_forward=found.intermediate_size,
         vocabulary=len(tokens),
         start_from=draft,
     ).of(bundle.config)
 
 
-def begin(config: Config, bundle, held, shape: distillation.Shape) -> tuple[Any, Any]:
+def begin(config: Config, bundle, held, shape: shapes.Shape) -> tuple[Any, Any]:
     """What is trained, and the rest: of the target's own layers, or of an earlier draft."""
     if config.start_from is None:
-        tokens = distillation.vocabulary(
+        tokens = shapes.vocabulary(
             held, shape.vocabulary, bundle.target.eos_ids, bundle.config.vocab_size
         )
-        return distillation.begin(bundle, shape, tokens)
+        key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
+        return shapes.begin(bundle, shape, tokens, key)
     found, weights, tokens = checkpoints.drafts.weights(config.start_from, bundle)
-    wanted = distillation.configure(bundle.config, shape)
+    wanted = shapes.configure(bundle.config, shape)
     check_shape(config, found, wanted)
-    frozen = distillation.begin(bundle, shape, tokens)[1]
-    return {name: weights[name] for name in ("layers", "norm")}, frozen
+    frozen = shapes.begin(bundle, shape, tokens, jax.random.key(0))[1]
+    learnt = ("layers", "norm", "embed", "head")[: 4 if _has_own_parts(weights, bundle) else 2]
+    return {name: weights[name] for name in learnt}, frozen
+
+
+def _has_own_parts(weights: Any, bundle: checkpoints.Bundle) -> bool:
+    """Whether a draft's embedding and head are its own, and not the target's."""
+    return weights["embed"]["embedding"] is not bundle.target.params["embed"]["embedding"]
 
 
 def check_shape(

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import step_costs
 from specjax import checkpoints, drafters
-from specjax.training import distillation, stopping
+from specjax.training import shapes, stopping
 
 __all__ = ["table", "text"]
 
@@ -18,8 +19,8 @@ _REPEATS = 7
 
 def table(
     bundle: checkpoints.Bundle,
-    measured: Mapping[distillation.Shape, Mapping[str, float]],
-    texts: Mapping[distillation.Shape, Sequence[stopping.Guesses]],
+    measured: Mapping[shapes.Shape, Mapping[str, float]],
+    texts: Mapping[shapes.Shape, Sequence[stopping.Guesses]],
     length: int,
 ) -> list[dict[str, Any]]:
     """Measures the costs of shapes on this machine, in turn, and predicts speedups.
@@ -40,23 +41,23 @@ def table(
     drafts = {}
     for shape in measured:
         # Weights as they begin cost what trained ones do.
-        config = distillation.configure(bundle.config, shape)
-        parts = distillation.begin(bundle, shape, np.arange(shape.vocabulary))
-        drafts[shape] = drafters.model(distillation.draft_model(config, *parts), length)
+        config = shapes.configure(bundle.config, shape)
+        parts = shapes.begin(bundle, shape, np.arange(shape.vocabulary), jax.random.key(0))
+        drafts[shape] = drafters.model(shapes.draft_model(config, *parts), length)
     costs, _ = step_costs.of_all(bundle.target, drafts, _REPEATS)
     rows = []
     for shape, found in measured.items():
         _, tried = stopping.choose(texts[shape], costs[shape], _LENGTHS)
         best = max((row for row in tried if row.is_whole), key=lambda row: row.speedup)
-        hidden, shared = bundle.config.hidden_size, bundle.config.num_kv_heads
-        attention = 2 * hidden * bundle.config.head_size * (bundle.config.num_heads + shared)
-        layer = attention + 3 * hidden * shape.intermediate_size
+        config = shapes.configure(bundle.config, shape)
+        heads, hidden = config.num_heads + config.num_kv_heads, config.hidden_size
+        layer = 2 * hidden * config.head_size * heads + 3 * hidden * shape.intermediate_size
         rows.append(
             {
-                "layers": list(shape.layers),
+                "layers": shape.told,
                 "intermediate_size": shape.intermediate_size,
                 "vocabulary": shape.vocabulary,
-                "bytes_per_step": 4 * (len(shape.layers) * layer + hidden * shape.vocabulary),
+                "bytes_per_step": 4 * (shape.num_layers * layer + hidden * shape.vocabulary),
                 "cost": dataclasses.asdict(costs[shape]),
                 **found,
                 "draft_length": best.length,
@@ -76,7 +77,7 @@ def text(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         lines.append(
-            f"{'+'.join(map(str, row['layers'])):<10}{row['intermediate_size']:>13}"
+            f"{row['layers']:<10}{row['intermediate_size']:>13}"
             f"{row['vocabulary']:>11}{row['bytes_per_step'] / 1e6:>10.1f}"
             f"{row['cost']['draft']:>7.3f}{row['agreement']:>10.3f}{row['draft_length']:>7}"
             f"{row['tau']:>6.2f}{row['speedup']:>8.2f}×" + ("  chosen" if row is best else "")

@@ -25,7 +25,7 @@ from experiments import (
     unseen_text,
 )
 from specjax import checkpoints, drafters
-from specjax.training import batches, distillation, folders, held_out, stopping
+from specjax.training import batches, distillation, folders, held_out, shapes, stopping
 
 __all__ = ["chosen", "lines"]
 
@@ -63,7 +63,7 @@ def chosen(
     texts = held_out.guesses(objective, params, frozen, unseen)
     if not texts:
         return {}
-    model = distillation.draft_model(objective.config, params, frozen)
+    model = shapes.draft_model(objective.config, params, frozen)
     with binary.Progress("costs of steps"):
         cost = step_costs.measured(bundle.target, drafters.model(model, length))
     best, tried = stopping.choose(texts, cost, sorted({*_LENGTHS, length}))
@@ -109,7 +109,7 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
         config, bundle, pathlib.Path(config.folder) / "measured", config.tokens
     )
     params, frozen = distill_stages.begin(config, bundle, [], config.shape)
-    objective = config.objective(distillation.configure(bundle.config, config.shape))
+    objective = config.objective(shapes.configure(bundle.config, config.shape))
     found = chosen(bundle, objective, params, frozen, unseen, config.draft_length)
     if not found:
         raise ValueError("the target wrote no greedy answer; raise --tokens")

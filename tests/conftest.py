@@ -1,6 +1,7 @@
 """Strict modes for every test: no silent broadcasting, no silent promotion, no key used twice."""
 
 import gc
+import logging
 import os
 import pathlib
 
@@ -8,7 +9,9 @@ import chex
 import hypothesis
 import jax
 import pytest
+from absl.testing import flagsaver
 
+from experiments import binary
 from specjax import checkpoints
 
 # Compiled programs are kept beside pytest's own cache, where processes share them; the environment
@@ -62,3 +65,22 @@ def programs(request):
 def smollm2():
     """SmolLM2-135M-Instruct in float32."""
     return checkpoints.load("smollm2-135m")
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls a binary in this process: its exit code, and what it printed."""
+    logger = logging.getLogger("jax")
+    before = logger.level
+
+    def run(module, *arguments):
+        with flagsaver.flagsaver():
+            code = 0
+            try:
+                module.main(binary.parse_flags([module.__name__, *arguments]))
+            except SystemExit as end:
+                code = end.code
+        return (code, *capsys.readouterr())
+
+    yield run
+    logger.setLevel(before)

@@ -1,17 +1,15 @@
 """The binaries about drafts, on a tiny target: from `distill` to `staleness`."""
 
 import json
-import logging
 
 import pytest
-from absl.testing import flagsaver
 
 from experiments import (
     acceptance,
-    binary,
     distill,
     distill_config,
     distill_run,
+    distill_stages,
     domains,
     generate,
     methods,
@@ -28,24 +26,6 @@ from tests.cases import exhaustive
 NARROW = "--domains=passage,user_turn"
 TINY = ("--model=tiny", "--batch=32", "--batch_tokens=512", NARROW)
 SHORT = ("--tokens=4000", "--steps=30", "--copying_steps=4", "--max_new_tokens=40")
-
-
-@pytest.fixture
-def call(capsys):
-    logger = logging.getLogger("jax")
-    before = logger.level
-
-    def run(module, *arguments):
-        with flagsaver.flagsaver():
-            code = 0
-            try:
-                module.main(binary.parse_flags([module.__name__, *arguments]))
-            except SystemExit as end:
-                code = end.code
-        return (code, *capsys.readouterr())
-
-    yield run
-    logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -352,63 +332,27 @@ def test_drafts_are_measured_on_text_of_no_seed_that_they_learnt_from(call, card
             unseen_text.seed(asked)
 
 
+def test_a_draft_of_its_own_sizes_decodes_and_is_gone_on_with(call, folder, draft, tmp_path):
+    flags = [*TINY, "--tokens=4000", "--max_new_tokens=40", "--steps=6", "--copying=0", "--json"]
+    flags += [f"--folder={tmp_path}", "--layers=2x32", f"--seed={7}"]
+    code, _, errors = call(distill, *flags, "--export=x")
+    assert code == 2 and "--export needs a draft of the target's layers" in errors
+    code, output, errors = call(distill, *flags)
+    assert code == 0, errors
+    first = json.loads(output.splitlines()[-1])
+    assert first["shape"]["layers"] == {"num_layers": 2, "hidden_size": 32}
+    assert first["shape"]["intermediate_size"] == 64 and first["training"]["features"] == 0
+    bundle, path = targets.tiny(), tmp_path / "draft.safetensors"
+    asked = distill_stages.of_draft(distill_config.Config(str(tmp_path)), bundle, str(path))
+    params, _ = distill_stages.begin(asked, bundle, [], asked.shape)
+    assert params.keys() == {"layers", "norm", "embed", "head"}
+    report = ["--model=tiny", "--method=draft", f"--draft={path}", "--compare", "--repeats=1"]
+    code, output, errors = call(generate, *report, "--max_new_tokens=16", "--prompt=a", "--json")
+    assert code == 0 and json.loads(output.splitlines()[-1])["identical"], errors
+
+
 def test_a_draft_is_not_written_over_what_it_began_as(call, draft, tmp_path):
     before = draft.read_bytes()
     flags = [*TINY, *SHORT, f"--folder={tmp_path}", f"--start_from={draft}", f"--out={draft}"]
     code, _, errors = call(distill, *flags)
     assert code == 2 and "give another file" in errors and draft.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "module, flags, message",
-    [
-        (distill, [], "give --folder"),
-        (distill, ["--folder=x", "--loss=no"], "--loss=no"),
-        (distill, ["--folder=x", "--on_policy=2"], "--on_policy=2"),
-        (distill, ["--folder=x", "--on_policy=0.01"], "--on_policy=0.01"),
-        (distill, ["--folder=x", "--layers=a"], "--layers=a"),
-        (distill, ["--folder=x", "--candidates=1/2"], "write LAYERS/FEED_FORWARD/VOCABULARY"),
-        (distill, ["--folder=x", "--devices=99"], "--devices=99"),
-        (distill, ["--folder=x", "--domains=cooking"], "'cooking'"),
-        (distill, ["--folder=x", "--steps=0"], "--steps=0"),
-        (distill, ["--folder=x", "--accepted=1", "--on_policy=1"], "leave one of them out"),
-        (distill, ["--model=tiny", "--folder=x", "--layers=0,45"], "the target has 4"),
-        (distill, ["--model=tiny", "--folder=x", "--start_from=/nowhere"], "/nowhere"),
-        (acceptance, ["--model=tiny", "--method=plain", "--longest_prompt=1"], "all 14 prompts"),
-        (acceptance, ["--prompts=/nowhere"], "/nowhere"),
-        (acceptance, ["--compare", "--batch=2"], "--batch=2"),
-        (acceptance, ["--draft_length=x"], "a whole number or `auto`"),
-        (domains, ["--folder=x", "--domains=cooking"], "'cooking'"),
-        (staleness, ["--folder=x", "--strengths=a"], "--strengths=a"),
-        (objectives, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere"),
-        (distill, ["--model=tiny", "--folder=x", "--prompts=/nowhere"], "/nowhere"),
-        (distill, ["--folder=x", "--draft=y"], "--draft means nothing"),
-        (staleness, ["--folder=x", "--max_new_tokens=7"], "--max_new_tokens means nothing"),
-        (objectives, ["--folder=x", "--out=y"], "--out means nothing"),
-        (stopping, ["--folder=x", "--steps=3"], "--steps means nothing"),
-        (stopping, ["--model=tiny", "--folder=x", "--draft=/nowhere"], "/nowhere has no card"),
-        (acceptance, ["--repeats=3"], "--repeats means nothing"),
-        (distill, ["--folder=x", "--draft_length=0"], "--draft_length=0"),
-        (distill, ["--model=tiny", "--folder=x", "--feed_forward=0"], "intermediate_size=0"),
-        (distill, ["--model=tiny", "--folder=x", "--draft_vocabulary=999"], "vocabulary=999"),
-        (distill, ["--model=tiny", "--folder=x", "--files=/nowhere"], "/nowhere"),
-        (domains, ["--model=tiny", "--folder=x", "--prompts=/nowhere"], "/nowhere"),
-        (staleness, ["--model=tiny", "--folder=x", "--files=/nowhere"], "/nowhere"),
-        (distill, ["--folder=x", "--optimizer=sgd"], "--optimizer=sgd"),
-        (
-            distill,
-            ["--model=tiny", "--folder=x", "--copying=1", "--layers=0"],
-            "--copying=1.0 needs a draft of two layers",
-        ),
-    ],
-)
-def test_bad_input_is_one_line(call, module, flags, message):
-    code, _, errors = call(module, *flags)
-    assert code == 2 and message in errors.splitlines()[-1]
-    assert errors.splitlines()[-1].startswith("error:")
-
-
-def test_a_budget_too_small_says_how_long_it_would_take(call, tmp_path):
-    flags = ["--model=tiny", f"--folder={tmp_path}", "--tokens=100000000", "--data_minutes=1"]
-    code, _, errors = call(distill, *flags, "--batch=8", "--max_new_tokens=16")
-    assert code == 2 and "do not fit the budget" in errors.splitlines()[-1]

@@ -1,7 +1,8 @@
 """Draft models made for one target: one small file, of what the target itself does not hold.
 
-A draft of the target's own width shares its embedding, and the rows of its head are rows of the
-target's; so the file holds layers, the final norm and the list of tokens, and little else.
+A draft of the target's own layers shares its embedding, and the rows of its head are rows of the
+target's; so the file holds layers, the final norm and the list of tokens, and little else. One of
+other sizes has an embedding and a head of its own.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ def write(
       path: of the safetensors file; an older one stays until this one is whole.
       bundle: the target.
       config: the draft's.
-      params: what is not the target's own: `layers`, `norm`, and perhaps `head`.
+      params: what is not the target's own: `layers`, `norm`, and perhaps `embed` and `head`.
       tokens: int32[M], the tokens of the head's rows.
 
     Raises:
@@ -142,7 +143,8 @@ def weights(
             "its target must share one"
         )
     target = bundle.config
-    for name in ("vocab_size", "hidden_size"):
+    shares = huggingface.stored_name(("embed", "embedding")) not in stored
+    for name in ("vocab_size", "hidden_size")[: 1 + shares]:
         if getattr(config, name) != getattr(target, name):
             raise ValueError(
                 f"{path} is a draft for a target of {name}={getattr(config, name)}, and "
@@ -153,7 +155,7 @@ def weights(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     own = bundle.target.params
-    held: dict[str, Any] = {"embed": own["embed"]}
+    held: dict[str, Any] = {"embed": own["embed"]} if shares else {}
     if huggingface.stored_name(("head", "kernel")) not in stored:
         held["head"] = {"kernel": transformer.head_kernel(own)[jnp.asarray(tokens)]}
     params = assembly.assemble(

@@ -14,7 +14,7 @@ from flax import struct
 from specjax import models
 from specjax.models import policy as policies
 from specjax.models import transformer
-from specjax.training import core, distillation, guidance
+from specjax.training import core, guidance, shapes
 
 __all__ = ["Copying", "draw"]
 
@@ -45,7 +45,7 @@ class Copying:
     policy: policies.Policy | None = struct.field(pytree_node=False, default=None)
 
     def __call__(self, params: Any, frozen: Any, batch: Any, key: jax.Array):
-        """As `core.Objective`, of what `distillation.begin` gives.
+        """As `core.Objective`, of what `shapes.begin` gives.
 
         Reports `copied` besides: the share of the copied tokens that were told rightly.
         """
@@ -62,7 +62,7 @@ class Copying:
         text, is_copy = jax.vmap(draw, (0, None, None))(
             jax.random.split(key, self.rows), frozen["tokens"], self.size
         )
-        weights = distillation.weights(params, frozen)
+        weights = shapes.weights(params, frozen)
         model = transformer.language_model(self.config, weights, policy)
         cache = model.init_cache(self.rows, 1)
         output, (keys, _) = model.apply(weights, text, cache, None, (0, 1))

@@ -16,7 +16,7 @@ import numpy as np
 from specjax import checkpoints, decoding, types
 from specjax.models import policy as policies
 from specjax.models import products, transformer
-from specjax.training import batches, distillation, fitting
+from specjax.training import batches, distillation, fitting, shapes
 
 __all__ = ["OnPolicy", "check_share", "judge"]
 
@@ -95,7 +95,7 @@ class OnPolicy:
     def _write(self, step: int, params: Any) -> batches.Batch:
         """The draft's own answers to the prompts of the batch that this step would have had."""
         given = self._recorded(step)
-        draft = distillation.draft_model(self._objective.config, params, self._frozen)
+        draft = shapes.draft_model(self._objective.config, params, self._frozen)
         prompts = [
             tokens[:start].tolist() for tokens, start in zip(given.tokens, given.start, strict=True)
         ]

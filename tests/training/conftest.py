@@ -2,7 +2,7 @@
 
 import pytest
 
-from specjax.training import distillation
+from specjax.training import shapes
 from tests.training import tasks
 
 
@@ -14,4 +14,4 @@ def held(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokens(held):
     bundle = tasks.bundle()
-    return distillation.vocabulary(held, 120, bundle.target.eos_ids, bundle.config.vocab_size)
+    return shapes.vocabulary(held, 120, bundle.target.eos_ids, bundle.config.vocab_size)

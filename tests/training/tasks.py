@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments import targets
 from specjax import checkpoints
-from specjax.training import data, distillation, shards
+from specjax.training import data, distillation, shapes, shards
 
 SETTINGS = data.Settings(
     domains=("passage", "user_turn", "open", "code", "editing"),
@@ -19,7 +19,10 @@ SETTINGS = data.Settings(
     top=4,
     is_rounded=False,
 )
-SHAPE = distillation.Shape((0, 3), 96, 120)
+SHAPE = shapes.Shape((0, 3), 96, 120)
+OWN = shapes.Shape(shapes.Own(2, 32), 40, 120)
+WIDER = shapes.Shape(shapes.Own(1, 96), 40, 120)
+SHAPES = {"layers": SHAPE, "own": OWN, "wider": WIDER}
 
 
 @functools.cache
@@ -33,8 +36,8 @@ def make(folder: pathlib.Path, tokens: int = 600, **changes) -> list[shards.Shar
 
 def begun(tokens, shape=SHAPE, **options):
     """A draft of the tiny target before any training: objective, params, frozen."""
-    params, frozen = distillation.begin(bundle(), shape, tokens)
-    objective = distillation.Distillation(distillation.configure(bundle().config, shape), **options)
+    params, frozen = shapes.begin(bundle(), shape, tokens, jax.random.key(1))
+    objective = distillation.Distillation(shapes.configure(bundle().config, shape), **options)
     return objective, params, frozen
 
 

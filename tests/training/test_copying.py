@@ -10,7 +10,7 @@ import pytest
 
 from experiments import distill_config
 from specjax.models import policy as policies
-from specjax.training import batches, copying, core, distillation
+from specjax.training import batches, copying, core, shapes
 from tests.training import tasks
 
 POLICY = policies.Policy()
@@ -36,7 +36,7 @@ def test_copies_follow_what_stood_before(size):
 def test_lessons_teach_to_copy_what_was_never_seen():
     """A draft taught alone by random text continues new random text from where it stood before."""
     tokens = np.arange(24, dtype=np.int32)
-    objective, params, frozen = tasks.begun(tokens, distillation.Shape((0, 3), 96, len(tokens)))
+    objective, params, frozen = tasks.begun(tokens, shapes.Shape((0, 3), 96, len(tokens)))
     lessons = copying.Copying(None, objective.config, 1.0, 8, 64, POLICY)
     state = core.init(params, core.MUON)
     schedule = core.Schedule(400, 2e-2, warmup=20)

@@ -14,14 +14,14 @@ import specjax
 from experiments import compilation
 from specjax import decoding, drafters
 from specjax.models import policy as policies
-from specjax.training import batches, core, distillation, held_out, losses
+from specjax.training import batches, core, distillation, held_out, losses, shapes
 from tests.training import tasks
 
 
 def test_the_whole_target_as_a_draft_agrees_with_it(held):
     """All layers, all neurons, all tokens: nothing to learn, by every loss."""
     config = tasks.bundle().config
-    shape = distillation.Shape(tuple(range(config.num_layers)), 128, config.vocab_size)
+    shape = shapes.Shape(tuple(range(config.num_layers)), 128, config.vocab_size)
     everything = np.arange(config.vocab_size)
     batch = batches.Batches(held, 1024, 0)(0)
     objective, params, frozen = tasks.begun(everything, shape, policy=policies.Policy())
@@ -68,10 +68,11 @@ def test_a_sweep_of_weights_compiles_once(held, tokens):
     assert clock.programs == 0
 
 
-def test_laws_are_what_decoding_will_propose(held, tokens):
+@pytest.mark.parametrize("name", tasks.SHAPES)
+def test_laws_are_what_decoding_will_propose(held, tokens, name):
     """The training pass and the model of the finished draft say the same of a text."""
-    objective, params, frozen = tasks.begun(tokens, policy=policies.Policy())
-    model = distillation.draft_model(objective.config, params, frozen)
+    objective, params, frozen = tasks.begun(tokens, tasks.SHAPES[name], policy=policies.Policy())
+    model = shapes.draft_model(objective.config, params, frozen)
     batch = batches.Batches(held, 1024, 0)(0)
     made = objective.laws(params, frozen, batch)
     row = 1
@@ -86,6 +87,26 @@ def test_laws_are_what_decoding_will_propose(held, tokens):
     rounded = dataclasses.replace(objective, policy=policies.for_training())
     log_q = rounded.laws(params, frozen, batch)["log_q"][row, : batch.length[row]]
     assert np.max(losses.forward_kl(law[:, tokens], log_q)) < 0.01
+
+
+def test_a_draft_of_its_own_sizes_learns_all_of_itself(held, tokens):
+    objective, params, frozen = tasks.begun(tokens, tasks.OWN, features=0.5)
+    assert params.keys() == {"layers", "norm", "embed", "head"} and "embed" not in frozen
+    batch, schedule = batches.Batches(held, 1024, 0)(0), core.Schedule(40, 3e-3, warmup=2)
+    state, told = core.init(params), []
+    for index in range(40):
+        numbers = schedule.at(index)
+        state, line = core.step(state, frozen, batch, jax.random.key(0), numbers, objective)
+        told.append(float(line["loss"]))
+    assert told[-1] < 0.6 * told[0]
+    moved = jax.tree.map(lambda new, old: float(jnp.max(jnp.abs(new - old))), state.params, params)
+    assert min(jax.tree.leaves(moved)) > 0
+    # Its first guess is not blind: the directions that it keeps of embedding and head are those
+    # that say most.
+    wide = tasks.bundle().target.params["embed"]["embedding"]
+    narrow = params["embed"]["embedding"]
+    kept = float(jnp.sum(narrow**2) / jnp.sum(wide**2))
+    assert kept == pytest.approx(np.sum(np.linalg.svd(wide)[1][:32] ** 2) / np.sum(wide**2), 1e-3)
 
 
 def test_half_precision_is_the_drafts_and_not_the_targets(held, tokens):
@@ -136,7 +157,7 @@ def test_greedy_replay_counts_what_decoding_does(held, tokens):
     """τ on text held out is that of decoding the same prompts."""
     bundle = tasks.bundle()
     objective, params, frozen = tasks.begun(tokens)
-    drafter = drafters.model(distillation.draft_model(objective.config, params, frozen), 3)
+    drafter = drafters.model(shapes.draft_model(objective.config, params, frozen), 3)
     greedy = [
         (prompt.tolist(), answer)
         for shard in held
@@ -176,7 +197,7 @@ def test_vocabulary_takes_what_is_written_most_and_what_must_be(held):
         for row in shard.rows(unseen=False):
             np.add.at(counts, shard.text(row)[1], 1)
     keep = int(np.argmin(counts))
-    chosen = distillation.vocabulary(held, 20, [keep], bundle.config.vocab_size)
+    chosen = shapes.vocabulary(held, 20, [keep], bundle.config.vocab_size)
     assert keep in chosen and len(set(chosen.tolist())) == 20 and np.all(np.diff(chosen) > 0)
     assert np.min(np.delete(counts[chosen], np.searchsorted(chosen, keep))) >= np.sort(counts)[-20]
 
@@ -185,7 +206,7 @@ def test_vocabulary_takes_what_is_written_most_and_what_must_be(held):
 def test_a_reduced_draft_keeps_the_targets_text(tokens, rule, temperature):
     bundle = tasks.bundle()
     objective, params, frozen = tasks.begun(tokens)
-    drafter = drafters.model(distillation.draft_model(objective.config, params, frozen), 4)
+    drafter = drafters.model(shapes.draft_model(objective.config, params, frozen), 4)
     prompts = [bundle.chat("abc"), bundle.chat("What is that?"), bundle.chat("7 + 4")]
     options = {
         "key": jax.random.key(3),
@@ -210,27 +231,34 @@ def test_bad_vocabulary_tables_are_named(tokens, table, message):
     objective, params, frozen = tasks.begun(tokens)
     frozen = {**frozen, "tokens": jnp.asarray(table)}
     with pytest.raises(ValueError, match=message):
-        distillation.draft_model(objective.config, params, frozen)
+        shapes.draft_model(objective.config, params, frozen)
 
 
 @pytest.mark.parametrize(
     "shape, message",
     [
-        (distillation.Shape((), 96, 120), "at least one"),
-        (distillation.Shape((0, 4), 96, 120), "the target has 4"),
-        (distillation.Shape((0,), 129, 120), "intermediate_size=129"),
-        (distillation.Shape((0,), 96, 0), "vocabulary=0"),
+        (shapes.Shape((), 96, 120), "at least one"),
+        (shapes.Shape((0, 4), 96, 120), "the target has 4"),
+        (shapes.Shape((0,), 129, 120), "intermediate_size=129"),
+        (shapes.Shape((0,), 96, 0), "vocabulary=0"),
+        (shapes.Shape(shapes.Own(0, 32), 96, 120), "layers=0x32: .*at least one"),
+        (shapes.Shape(shapes.Own(2, 40), 96, 120), "layers=2x40: .*multiple of .*, 16"),
+        (shapes.Shape(shapes.Own(2, 32), 0, 120), "intermediate_size=0"),
     ],
 )
 def test_bad_shapes_are_named(shape, message):
     with pytest.raises(ValueError, match=message):
-        distillation.configure(tasks.bundle().config, shape)
+        shapes.configure(tasks.bundle().config, shape)
 
 
-@pytest.mark.parametrize("part", [1, 7, 64, 10**6])
-def test_laws_in_parts_are_those_of_the_whole(held, tokens, monkeypatch, part):
+@pytest.mark.parametrize(
+    "part, name", [(1, "layers"), (7, "layers"), (64, "layers"), (10**6, "layers"), (7, "own")]
+)
+def test_laws_in_parts_are_those_of_the_whole(held, tokens, monkeypatch, part, name):
     """Values and gradients, whatever part of the tokens is gone through at a time."""
-    objective, params, frozen = tasks.begun(tokens, length=3, share=0.5, policy=policies.Policy())
+    objective, params, frozen = tasks.begun(
+        tokens, tasks.SHAPES[name], length=3, share=0.5, policy=policies.Policy()
+    )
     batch = batches.Batches(held, 512, 0)(0)
     share = jnp.where(batch.temperature == 1, 0.5, 0.0)[:, None]
     assert share.any()

@@ -9,18 +9,19 @@ import pytest
 
 from specjax import checkpoints, models
 from specjax.checkpoints import huggingface
-from specjax.training import distillation
+from specjax.training import shapes
 from tests.training import tasks
 
 
-def test_drafts_survive_their_file(tokens, tmp_path):
+@pytest.mark.parametrize("name", tasks.SHAPES)
+def test_drafts_survive_their_file(tokens, tmp_path, name):
     bundle = tasks.bundle()
-    objective, params, frozen = tasks.begun(tokens)
+    objective, params, frozen = tasks.begun(tokens, tasks.SHAPES[name])
     path = tmp_path / "draft.safetensors"
     checkpoints.drafts.write(path, bundle, objective.config, params, tokens)
     model = checkpoints.drafts.read(path, bundle)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
-    own = distillation.draft_model(objective.config, rounded, frozen)
+    own = shapes.draft_model(objective.config, rounded, frozen)
     text = jnp.asarray([bundle.chat("abc")])
     logits = [
         m.apply(m.params, text, m.init_cache(1, text.shape[1]), None, ())[0].logits
@@ -31,8 +32,12 @@ def test_drafts_survive_their_file(tokens, tmp_path):
     # Whoever may read the card may read the draft.
     path.with_suffix(".json").write_text("{}")
     assert path.stat().st_mode == path.with_suffix(".json").stat().st_mode
-    # The embedding is the target's own array, not another copy.
-    assert model.params.params["embed"]["embedding"] is bundle.target.params["embed"]["embedding"]
+    # The embedding is the target's own array, not another copy, where it is the target's.
+    shared = model.params.params["embed"]["embedding"] is bundle.target.params["embed"]["embedding"]
+    assert shared == (name == "layers")
+    if not shared:
+        with pytest.raises(ValueError, match="holds a head of its own"):
+            checkpoints.drafts.export(path, bundle, tmp_path / "folder")
 
 
 def test_scaled_positions_survive_too(tokens, tmp_path):
@@ -40,8 +45,8 @@ def test_scaled_positions_survive_too(tokens, tmp_path):
     scaling = models.RotaryScaling("linear", 2.0)
     config = dataclasses.replace(bundle.config, rotary_scaling=scaling)
     scaled = checkpoints.assemble("scaled", config, bundle.target.params, bundle.tokenizer)
-    params, _ = distillation.begin(scaled, tasks.SHAPE, tokens)
-    wanted = distillation.configure(config, tasks.SHAPE)
+    params, _ = shapes.begin(scaled, tasks.SHAPE, tokens, jax.random.key(1))
+    wanted = shapes.configure(config, tasks.SHAPE)
     checkpoints.drafts.write(tmp_path / "draft", scaled, wanted, params, tokens)
     assert checkpoints.drafts.weights(tmp_path / "draft", scaled)[0] == wanted
     hash(checkpoints.drafts.read(tmp_path / "draft", scaled).apply)
@@ -83,7 +88,7 @@ def test_transformers_takes_the_folder_for_an_assistant(tokens, tmp_path):
     # As large as the target, and as good.
     config = bundle.config
     everything = np.arange(config.vocab_size)
-    shape = distillation.Shape(
+    shape = shapes.Shape(
         tuple(range(config.num_layers)), config.intermediate_size, config.vocab_size
     )
     objective, params, _ = tasks.begun(everything, shape)
