@@ -85,6 +85,24 @@ class Config:
         return {name: kept[name] for name in kept if name not in ("prompts", "count", "out")}
 
 
+def greedily(
+    model: str,
+    draft: pathlib.Path | str,
+    draft_length: int,
+    prompts: tuple[str, ...],
+    out: pathlib.Path,
+    **others: Any,
+) -> Config:
+    """Greedy acceptance of a draft that never stops, in batches; others are fields of `Config`."""
+    asked = {
+        **{"count": None, "longest_prompt": 1536, "max_new_tokens": 128, "batch": 8, "seed": 0},
+        **{"temperature": 0.0, "rule": None, "compare": False},
+        **others,
+    }
+    settings = methods.Settings(draft_length, str(draft), stop="never")
+    return Config(model, "draft", settings, prompts, out=str(out), **asked)
+
+
 def measure(
     decoder: methods.Decoder,
     asked: Sequence[tuple[prompt_files.Prompt, list[int]]],

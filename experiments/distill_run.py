@@ -13,9 +13,6 @@ from specjax.training import curves, data, fitting, folders, shapes, shards
 
 __all__ = ["run"]
 
-# What acceptance is measured with.
-_LONGEST_PROMPT, _NEW_TOKENS = 1536, 128
-
 
 def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, Any]:
     """All stages; writes the draft with its card, and returns the card."""
@@ -93,20 +90,9 @@ def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
     """Greedy acceptance by group of prompts, at the draft length, without a line to stop at."""
     # Of this draft on these prompts, wherever they lie.
     measured = "-".join(str(folders.digest(path))[:8] for path in (config.draft, *config.prompts))
-    asked = acceptance.Config(
-        model=bundle.name,
-        method="draft",
-        settings=methods.Settings(config.draft_length, str(config.draft), stop="never"),
-        prompts=config.prompts,
-        count=None,
-        longest_prompt=_LONGEST_PROMPT,
-        max_new_tokens=_NEW_TOKENS,
-        temperature=0.0,
-        rule=None,
-        batch=8,
-        seed=config.seed,
-        compare=False,
-        out=str(pathlib.Path(config.folder) / f"acceptance-{measured}.jsonl"),
+    out = pathlib.Path(config.folder) / f"acceptance-{measured}.jsonl"
+    asked = acceptance.greedily(
+        bundle.name, config.draft, config.draft_length, config.prompts, out, seed=config.seed
     )
     found = acceptance.run(asked, bundle)
     kept = ("max_new_tokens", "temperature", "longest_prompt", "left_out", "groups")

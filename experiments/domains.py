@@ -96,24 +96,17 @@ def measure(
     """Acceptance by group, from records that are kept."""
     content = str(folders.digest(draft))[:8]
     out = pathlib.Path(config.folder) / f"acceptance-{name}-{content}.jsonl"
-    return acceptance.run(
-        acceptance.Config(
-            model=config.model,
-            method="draft",
-            settings=methods.Settings(config.draft_length, draft, stop="never"),
-            prompts=config.prompts,
-            count=config.count,
-            longest_prompt=1536,
-            max_new_tokens=config.max_new_tokens,
-            temperature=0.0,
-            rule=None,
-            batch=8,
-            seed=config.seed,
-            compare=False,
-            out=str(out),
-        ),
-        bundle,
-    )["groups"]
+    asked = acceptance.greedily(
+        config.model,
+        draft,
+        config.draft_length,
+        config.prompts,
+        out,
+        count=config.count,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
+    return acceptance.run(asked, bundle)["groups"]
 
 
 def break_even(minutes: float, step_seconds: float, generic: float, tuned: float) -> float | None:

@@ -13,7 +13,6 @@ from specjax.training import shapes, stopping
 
 __all__ = ["table", "text"]
 
-_LENGTHS = (1, 2, 3, 4, 5, 6, 8)
 _REPEATS = 7
 
 
@@ -47,7 +46,7 @@ def table(
     costs, _ = step_costs.of_all(bundle.target, drafts, _REPEATS)
     rows = []
     for shape, found in measured.items():
-        _, tried = stopping.choose(texts[shape], costs[shape], _LENGTHS)
+        _, tried = stopping.choose(texts[shape], costs[shape], step_costs.LENGTHS)
         best = max((row for row in tried if row.is_whole), key=lambda row: row.speedup)
         config = shapes.configure(bundle.config, shape)
         heads, hidden = config.num_heads + config.num_kv_heads, config.hidden_size

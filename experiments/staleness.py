@@ -112,10 +112,9 @@ def _divergence(old: types.LanguageModel, params: Any, batch: batches.Batch):
 
     cache = old.init_cache(batch.tokens.shape[0], 1)
     output, _ = old.apply(old.params, batch.tokens, cache, None, (old.num_layers,))
-    order = jnp.arange(batch.normalizer.shape[1], dtype=jnp.int32)[None]
-    place = jnp.minimum(batch.start[:, None] - 1 + order, batch.tokens.shape[1] - 1)
-    hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None], axis=1)
-    present = order < batch.length[:, None]
+    answers = batch.normalizer.shape[1]
+    hidden = batches.before_answers(output.features[:, :, 0], batch.start, answers)
+    present = jnp.arange(answers, dtype=jnp.int32)[None] < batch.length[:, None]
 
     def of_row(row):
         before, after, here = row

@@ -9,10 +9,11 @@ from scipy import optimize
 from experiments import measure
 from specjax import decoding, types
 
-__all__ = ["measured", "of_all"]
+__all__ = ["LENGTHS", "measured", "of_all"]
 
-# Every width that a draft length up to 8 asks for; between them a line is drawn.
-_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 9)
+# Draft lengths to choose among, and the widths that they ask for; between them a line is drawn.
+LENGTHS = (1, 2, 3, 4, 5, 6, 8)
+_WIDTHS = (1, *(length + 1 for length in LENGTHS))
 _FILL = 160
 _REPEATS = 5
 

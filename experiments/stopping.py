@@ -38,7 +38,6 @@ _TAKES = binary.takes(
     binary.MAX_NEW_TOKENS,
     binary.TOKENS,
 )
-_LENGTHS = (1, 2, 3, 4, 5, 6, 8)
 
 
 def chosen(
@@ -66,7 +65,7 @@ def chosen(
     model = shapes.draft_model(objective.config, params, frozen)
     with binary.Progress("costs of steps"):
         cost = step_costs.measured(bundle.target, drafters.model(model, length))
-    best, tried = stopping.choose(texts, cost, sorted({*_LENGTHS, length}))
+    best, tried = stopping.choose(texts, cost, sorted({*step_costs.LENGTHS, length}))
     return {
         "tokens": sum(len(text.right) for text in texts),
         "cost": dataclasses.asdict(cost),

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from specjax.training import shards
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batch", "Batches", "before_answers"]
 
 # Widths are rounded up to a multiple of this part of them, so that little is padded and the
 # programs, one a width, stay few.
@@ -37,6 +39,22 @@ class Batch:
     temperature: Any
     features: Any
     normalizer: Any
+
+
+def before_answers(hidden: jax.Array, start: jax.Array, answers: int) -> jax.Array:
+    """What stands at the token before each token of the answers, as a pass over the texts made it.
+
+    Args:
+      hidden: [B, T, H].
+      start: int32[B], where the answers begin.
+      answers: A, tokens of the longest.
+
+    Returns:
+      [B, A, H]; past a text's last token, that one's again.
+    """
+    place = jnp.asarray(start)[:, None] - 1 + jnp.arange(answers, dtype=jnp.int32)[None]
+    place = jnp.minimum(place, hidden.shape[1] - 1)
+    return jnp.take_along_axis(hidden, place[:, :, None], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

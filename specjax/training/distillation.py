@@ -75,9 +75,10 @@ class Distillation:
         cache = model.init_cache(rows, 1)
         # Logits are made where an answer is, not here: what nobody reads is not computed.
         output, _ = model.apply(whole, batch.tokens, cache, None, (self.config.num_layers,))
-        order = jnp.arange(batch.normalizer.shape[1], dtype=jnp.int32)[None]
+        answers = batch.normalizer.shape[1]
+        hidden = batches.before_answers(output.features[:, :, 0], batch.start, answers)
+        order = jnp.arange(answers, dtype=jnp.int32)[None]
         place = jnp.minimum(batch.start[:, None] + order, batch.tokens.shape[1] - 1)
-        hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None] - 1, axis=1)
         tokens = jnp.take_along_axis(batch.tokens, place, axis=1)
         present = order < batch.length[:, None]
         # What lies behind an answer may be anything, and a gradient of 0 would not undo a NaN.

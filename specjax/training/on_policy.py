@@ -154,16 +154,14 @@ def _judge(target, tokens, start, answers: int, policy: policies.Policy):
     rows = tokens.shape[0]
     cache = target.init_cache(rows, 1)
     output, _ = target.apply(target.params, tokens, cache, None, (target.num_layers,))
-    place = jnp.asarray(start)[:, None] - 1 + jnp.arange(answers, dtype=jnp.int32)[None]
-    place = jnp.minimum(place, tokens.shape[1] - 1)
-    hidden = jnp.take_along_axis(output.features[:, :, 0], place[:, :, None], axis=1)
+    hidden = batches.before_answers(output.features[:, :, 0], start, answers)
     head = transformer.head_kernel(target.params)
     flat = hidden.reshape(-1, hidden.shape[-1])
     padded = jnp.pad(flat, ((0, -flat.shape[0] % _CHUNK), (0, 0)))
 
     def normalize(some):
-        (logits,) = products.products(some[None], [head], policy)
-        return jax.nn.logsumexp(logits[0].astype(jnp.float32), axis=-1)
+        (logits,) = products.products(some[None], [head], policy, jnp.float32)
+        return jax.nn.logsumexp(logits[0], axis=-1)
 
     # In parts: all places' logits at once would be the largest array of all.
     found = jax.lax.map(normalize, padded.reshape(-1, _CHUNK, flat.shape[1]))
