@@ -86,21 +86,24 @@ class Config:
 
 
 def greedily(
-    model: str,
+    bundle: checkpoints.Bundle,
     draft: pathlib.Path | str,
     draft_length: int,
     prompts: tuple[str, ...],
-    out: pathlib.Path,
+    folder: pathlib.Path,
     **others: Any,
 ) -> Config:
     """Greedy acceptance of a draft that never stops, in batches; others are fields of `Config`."""
+    # Records are of this draft with this target on these prompts, wherever they lie.
+    contents = [folders.fingerprint(bundle.target.params), *map(folders.digest, (draft, *prompts))]
+    out = folder / f"acceptance-{'-'.join(str(content)[:8] for content in contents)}.jsonl"
     asked = {
         **{"count": None, "longest_prompt": 1536, "max_new_tokens": 128, "batch": 8, "seed": 0},
         **{"temperature": 0.0, "rule": None, "compare": False},
         **others,
     }
     settings = methods.Settings(draft_length, str(draft), stop="never")
-    return Config(model, "draft", settings, prompts, out=str(out), **asked)
+    return Config(bundle.name, "draft", settings, prompts, out=str(out), **asked)
 
 
 def measure(

@@ -32,14 +32,18 @@ _LAYERS = flags.DEFINE_list(
     "layers",
     None,
     "The target's layers that the draft begins as, by default its first and last; or 4x256 for "
-    "four of width 256 that begin at random.",
+    "four of width 256 of its own.",
 )
 _FEED_FORWARD = flags.DEFINE_integer(
-    "feed_forward", None, "Width of its feed-forward layers; default the target's."
+    "feed_forward",
+    None,
+    "Width of its feed-forward layers; default the target's, or in proportion to its own width.",
 )
 _VOCABULARY = flags.DEFINE_integer("draft_vocabulary", None, "Tokens it speaks of; default 8192.")
 _CANDIDATES = flags.DEFINE_multi_string(
-    "candidates", [], "LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192, to choose among."
+    "candidates",
+    [],
+    "LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192 or 4x256/704/8192, to choose among.",
 )
 _CHOICE_STEPS = flags.DEFINE_integer(
     "choice_steps", Config.choice_steps, "Updates that each candidate gets."
@@ -49,7 +53,9 @@ _PARTS = flags.DEFINE_integer("parts", Config.parts, "Parts that a batch is gone
 _LOSS = flags.DEFINE_string("loss", Config.loss, f"One of: {', '.join(losses.LOSSES)}.")
 _BETA = flags.DEFINE_float("beta", Config.beta, "Of --loss=jensen_shannon.")
 _FEATURES = flags.DEFINE_float(
-    "features", Config.features, "Weight of the distance of hidden states."
+    "features",
+    None,
+    "Weight of the distance of hidden states; default 0.5, and 0 for layers of the draft's own.",
 )
 _COPYING = flags.DEFINE_float(
     "copying",
@@ -113,7 +119,8 @@ def parse_shape(text: str) -> shapes.Shape:
         return shapes.Shape(_layers(layers.split("+")), int(width), int(vocabulary))
     except ValueError as error:
         raise ValueError(
-            f"--candidates={text!r}: write LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192"
+            f"--candidates={text!r}: write LAYERS/FEED_FORWARD/VOCABULARY, as in 0+29/1536/8192 "
+            "or 4x256/704/8192"
         ) from error
 
 

@@ -29,11 +29,13 @@ class Config:
       layers: the target's layers that the draft's begin as, by default the first and the last, or
         sizes of its own.
       feed_forward, vocabulary: the draft's other sizes; by default the target's (of a width of its
-        own, in proportion), and 8,192 tokens.
+        own, in proportion and in whole heads), and 8,192 tokens.
       candidates: shapes to choose among instead.
       choice_steps: updates that each of them gets.
       batch_tokens: tokens an update, with padding.
       rate: the highest; by default the optimizer's own.
+      features: weight of the distance of hidden states, 0.5 by default; drafts of layers of their
+        own have none.
       copying: weight of the lessons in copying; by default 0.1 for new drafts of two layers or
         more, 0 for those of one, which cannot copy, and what its card says for a draft to go on
         from.
@@ -66,7 +68,7 @@ class Config:
     parts: int = 1
     loss: str = "forward_kl"
     beta: float = 0.5
-    features: float = 0.5
+    features: float | None = None
     copying: float | None = None
     copying_steps: int = 200
     accepted: float = 0.0
@@ -91,8 +93,15 @@ class Config:
                 f"--accepted={self.accepted} counts text that the target wrote, and "
                 f"--on_policy={self.on_policy} asks for the draft's own; leave one of them out"
             )
-        if (self.copying or 0) < 0:
-            raise ValueError(f"--copying={self.copying} must be at least 0")
+        for name in ("copying", "features"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least 0")
+        kinds = (self.layers, *(shape.layers for shape in self.candidates))
+        if self.features and any(isinstance(layers, shapes.Own) for layers in kinds):
+            raise ValueError(
+                f"--features={self.features} compares hidden states of one width, and a draft of "
+                "layers of its own has another; leave it out"
+            )
         for name in ("accepted", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
@@ -116,7 +125,10 @@ class Config:
         taps = tuple(sorted({*self.taps, config.num_layers}))
         feed_forward = config.intermediate_size
         if isinstance(self.layers, shapes.Own):
-            feed_forward = round(feed_forward * self.layers.hidden_size / config.hidden_size)
+            heads = round(
+                feed_forward * self.layers.hidden_size / config.hidden_size / config.head_size
+            )
+            feed_forward = max(heads, 1) * config.head_size
         return dataclasses.replace(
             self,
             rate=_RATES[self.optimizer] if self.rate is None else self.rate,
@@ -146,13 +158,22 @@ class Config:
         """The draft's file."""
         return pathlib.Path(self.out or pathlib.Path(self.folder) / "draft.safetensors")
 
-    def objective(self, draft: models.TransformerConfig) -> distillation.Distillation:
-        """What a draft of this configuration minimises."""
+    def features_weight(self, shape: shapes.Shape) -> float:
+        """Of the distance of hidden states, for a draft of this shape."""
+        if isinstance(shape.layers, shapes.Own):
+            return 0.0
+        return 0.5 if self.features is None else self.features
+
+    def objective(
+        self, target: models.TransformerConfig, shape: shapes.Shape
+    ) -> distillation.Distillation:
+        """What a draft of this shape minimises."""
         loss = losses.LOSSES[self.loss]
         if self.loss == "jensen_shannon":
             loss = losses.JensenShannon(self.beta)
         length = self.draft_length if self.accepted else 0
-        return distillation.Distillation(draft, loss, self.features, length, share=self.accepted)
+        draft, features = shapes.configure(target, shape), self.features_weight(shape)
+        return distillation.Distillation(draft, loss, features, length, share=self.accepted)
 
     def copying_weight(self, layers: int) -> float:
         """Of the lessons in copying, for a draft of so many layers."""

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import acceptance, binary, distill_stages, methods, prompt_files, stopping
 from experiments.distill_config import Config
 from specjax import checkpoints
-from specjax.training import curves, data, fitting, folders, shapes, shards
+from specjax.training import curves, data, folders, shapes, shards
 
 __all__ = ["run"]
 
@@ -18,16 +18,14 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     """All stages; writes the draft with its card, and returns the card."""
     config = config.of(bundle.config)
     # What can be said of it is said before hours are spent on data.
-    wanted = []
     asked = config.candidates or (config.shape,)
     for shape in asked:
-        wanted.append(shapes.configure(bundle.config, shape))
+        shapes.configure(bundle.config, shape)
         config.copying_weight(shape.num_layers)
     earlier = None
     if config.start_from is not None:
-        found = checkpoints.drafts.weights(config.start_from, bundle)[0]
-        for one in wanted:
-            distill_stages.check_shape(config, found, one)
+        for shape in asked:
+            distill_stages.check_shape(config, bundle, shape)
         earlier = methods.read_card(config.start_from)
         if config.draft.resolve() == pathlib.Path(config.start_from).resolve():
             raise ValueError(
@@ -40,11 +38,11 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     if config.export is not None and any(isinstance(shape.layers, shapes.Own) for shape in asked):
         raise ValueError("--export needs a draft of the target's layers: its head is the target's")
     curves.check()
-    before = fitting.settings_of(pathlib.Path(config.folder) / "training") or {}
-    if config.tokens > before.get("answer_tokens", config.tokens):
+    claimed = distill_stages.claimed_tokens(pathlib.Path(config.folder))
+    if claimed is not None and config.tokens > claimed:
         raise ValueError(
-            f"--tokens={config.tokens}: {config.folder} was trained on {before['answer_tokens']}; "
-            "ask for no more, or give another --folder"
+            f"--tokens={config.tokens}: what was trained in {config.folder} had {claimed}; ask for "
+            f"--tokens={claimed} to go on, or give another --folder"
         )
     held, data_seconds = distill_stages.generate(config, bundle)
     shape, candidates = distill_stages.choose(config, bundle, held)
@@ -88,11 +86,13 @@ def _chosen_before(draft: pathlib.Path, whole: pathlib.Path) -> dict[str, Any] |
 
 def _acceptance(config: Config, bundle: checkpoints.Bundle) -> dict[str, Any]:
     """Greedy acceptance by group of prompts, at the draft length, without a line to stop at."""
-    # Of this draft on these prompts, wherever they lie.
-    measured = "-".join(str(folders.digest(path))[:8] for path in (config.draft, *config.prompts))
-    out = pathlib.Path(config.folder) / f"acceptance-{measured}.jsonl"
     asked = acceptance.greedily(
-        bundle.name, config.draft, config.draft_length, config.prompts, out, seed=config.seed
+        bundle,
+        config.draft,
+        config.draft_length,
+        config.prompts,
+        pathlib.Path(config.folder),
+        seed=config.seed,
     )
     found = acceptance.run(asked, bundle)
     kept = ("max_new_tokens", "temperature", "longest_prompt", "left_out", "groups")
@@ -128,7 +128,7 @@ def _card(
             "loss": repr(trained.objective.loss)
             if config.loss == "jensen_shannon"
             else config.loss,
-            "features": 0.0 if isinstance(shape.layers, shapes.Own) else config.features,
+            "features": config.features_weight(shape),
             "copying": config.copying_weight(shape.num_layers),
             "copying_steps": distill_stages.copying_steps(config, shape.num_layers),
             "accepted": config.accepted,

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import draft_costs
 from experiments.distill_config import OPTIMIZERS, Config
-from specjax import checkpoints, models
+from specjax import checkpoints
 from specjax.training import (
     batches,
     copying,
@@ -32,6 +32,7 @@ __all__ = [
     "Trained",
     "begin",
     "check_shape",
+    "claimed_tokens",
     "choose",
     "copying_steps",
     "generate",
@@ -44,7 +45,7 @@ _MEASURE_EVERY = 400
 # Of keys: others of the same seed drew the text and are the objective's.
 _STREAM = 0x5EED0003
 _CLAIMED = (
-    *("batch_tokens", "loss", "beta", "features", "accepted", "on_policy", "draft_length", "dtype"),
+    *("batch_tokens", "loss", "beta", "accepted", "on_policy", "draft_length", "dtype"),
     *("parts", "devices", "seed", "optimizer"),
 )
 
@@ -126,14 +127,14 @@ def choose(
     if not config.candidates:
         return config.shape, []
     short = dataclasses.replace(config, steps=config.choice_steps)
-    shapes = tuple(dict.fromkeys(config.candidates))
+    candidates = tuple(dict.fromkeys(config.candidates))
     folder = pathlib.Path(config.folder) / "candidates"
     # Timed again, another might win, and what was trained of the first would be lost.
     folders.claim(
         folder / "settings.json",
         {
-            "candidates": list(map(str, shapes)),
-            "claims": [_claims(short, held, shape) for shape in shapes],
+            "candidates": list(map(str, candidates)),
+            "claims": [_claims(short, held, shape) for shape in candidates],
             "start_from": folders.digest(config.start_from),
             "schedule": dataclasses.asdict(short.schedule),
             "copying_steps": config.copying_steps,
@@ -144,9 +145,9 @@ def choose(
         found = folders.read(kept)
         if found.keys() != {"best", "rows"}:
             raise ValueError(f"{kept} holds no choice; remove it to choose anew")
-        return shapes[found["best"]], found["rows"]
+        return candidates[found["best"]], found["rows"]
     measured, texts = {}, {}
-    for shape in shapes:
+    for shape in candidates:
         _say(f"candidate: {shape}")
         sizes = (shape.told, shape.intermediate_size, shape.vocabulary)
         name = "-".join(map(str, sizes)).replace("+", "-")
@@ -158,13 +159,14 @@ def choose(
     rows = draft_costs.table(bundle, measured, texts, config.draft_length)
     best = max(range(len(rows)), key=lambda index: rows[index]["speedup"])
     folders.write_json(kept, {"best": best, "rows": rows})
-    return shapes[best], rows
+    return candidates[best], rows
 
 
 def _claims(config: Config, held: list[shards.Shard], shape: shapes.Shape) -> dict[str, Any]:
     """What a training folder must be gone on with."""
     return {
         **{name: getattr(config, name) for name in _CLAIMED},
+        "features": config.features_weight(shape),
         "copying": config.copying_weight(shape.num_layers),
         "shape": dataclasses.asdict(shape),
         "answer_tokens": sum(shard.answer_tokens for shard in held),
@@ -185,7 +187,7 @@ def train(
             f"temperatures={config.texts.temperatures} none is; add 1.0 to them"
         )
     params, frozen = begin(config, bundle, held, shape)
-    objective = config.objective(shapes.configure(bundle.config, shape))
+    objective = config.objective(bundle.config, shape)
     claimed = _claims(config, held, shape)
     params, copying_seconds = _taught_to_copy(
         config, objective, params, frozen, folder / "copying", claimed
@@ -313,7 +315,7 @@ def of_draft(config: Config, bundle: checkpoints.Bundle, draft: str) -> Config:
     own = shapes.Own(found.num_layers, found.hidden_size)
     return dataclasses.replace(
         config,
-        layers=own if _has_own_parts(weights, bundle) else tuple(range(found.num_layers)),
+        layers=own if "inward" in weights else tuple(range(found.num_layers)),
         feed_forward=found.intermediate_size,
         vocabulary=len(tokens),
         start_from=draft,
@@ -328,35 +330,51 @@ def begin(config: Config, bundle, held, shape: shapes.Shape) -> tuple[Any, Any]:
         )
         key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
         return shapes.begin(bundle, shape, tokens, key)
-    found, weights, tokens = checkpoints.drafts.weights(config.start_from, bundle)
-    wanted = shapes.configure(bundle.config, shape)
-    check_shape(config, found, wanted)
+    weights, tokens = check_shape(config, bundle, shape)
     frozen = shapes.begin(bundle, shape, tokens, jax.random.key(0))[1]
-    learnt = ("layers", "norm", "embed", "head")[: 4 if _has_own_parts(weights, bundle) else 2]
-    return {name: weights[name] for name in learnt}, frozen
-
-
-def _has_own_parts(weights: Any, bundle: checkpoints.Bundle) -> bool:
-    """Whether a draft's embedding and head are its own, and not the target's."""
-    return weights["embed"]["embedding"] is not bundle.target.params["embed"]["embedding"]
+    return {name: weights[name] for name in weights if name not in frozen}, frozen
 
 
 def check_shape(
-    config: Config, found: models.TransformerConfig, wanted: models.TransformerConfig
-) -> None:
-    """Raises ValueError where the draft to go on from is not of the shape that is asked for."""
-    if found != wanted:
+    config: Config, bundle: checkpoints.Bundle, shape: shapes.Shape
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The draft to go on from, its weights and tokens.
+
+    Raises:
+      ValueError: it is not of the shape that is asked for.
+    """
+    assert config.start_from is not None
+    found, weights, tokens = checkpoints.drafts.weights(config.start_from, bundle)
+    wanted = shapes.configure(bundle.config, shape)
+    is_own = isinstance(shape.layers, shapes.Own)
+    if (found, "inward" in weights) != (wanted, is_own):
+        kinds = [
+            f"{config}, of layers of {'its own' if own else 'the target'}"
+            for config, own in ((found, "inward" in weights), (wanted, is_own))
+        ]
         raise ValueError(
-            f"--start_from={config.start_from} is of another shape: {found}, and {wanted} is "
-            "asked for"
+            f"--start_from={config.start_from} is of another shape: {kinds[0]}; asked for is "
+            f"{kinds[1]}"
         )
+    return weights, tokens
+
+
+def claimed_tokens(folder: pathlib.Path) -> int | None:
+    """Answer tokens that a training in the folder was begun with; None before any."""
+    for name in ("training", "training/copying"):
+        made = fitting.settings_of(folder / name)
+        if made is not None:
+            return made["answer_tokens"]
+    kept = folder / "candidates" / "settings.json"
+    return folders.read(kept)["claims"][0]["answer_tokens"] if kept.exists() else None
 
 
 def _say_where(stage: str, folder: pathlib.Path, steps: int) -> None:
     """Where a training begins or goes on: the first update is long in coming."""
     done = fitting.updates_of(folder)
     if done < steps:
-        _say(f"{stage}: step {done} of {steps}, the next one compiles first")
+        about = f"goes on near step {done} of {steps}" if done else f"{steps} steps"
+        _say(f"{stage}: {about}, the first one compiles")
 
 
 def _say(text: str) -> None:

@@ -90,18 +90,14 @@ def tune(config: Config, bundle: checkpoints.Bundle, domain: str) -> dict[str, A
     return distill_run.run(asked, bundle, "python -m experiments.domains")
 
 
-def measure(
-    config: Config, bundle: checkpoints.Bundle, name: str, draft: str
-) -> dict[str, dict[str, Any]]:
+def measure(config: Config, bundle: checkpoints.Bundle, draft: str) -> dict[str, dict[str, Any]]:
     """Acceptance by group, from records that are kept."""
-    content = str(folders.digest(draft))[:8]
-    out = pathlib.Path(config.folder) / f"acceptance-{name}-{content}.jsonl"
     asked = acceptance.greedily(
-        config.model,
+        bundle,
         draft,
         config.draft_length,
         config.prompts,
-        out,
+        pathlib.Path(config.folder),
         count=config.count,
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
@@ -140,7 +136,7 @@ def run(config: Config) -> dict[str, Any]:
         bundle.target, {"generic": drafters.model(model, config.draft_length)}
     )
     cost = costs["generic"]
-    groups = {name: measure(config, bundle, name, draft) for name, draft in drafts.items()}
+    groups = {name: measure(config, bundle, draft) for name, draft in drafts.items()}
     speedups = {
         name: {
             group: row["tau"] / cost.of_step(config.draft_length, config.draft_length + 1)

@@ -53,7 +53,7 @@ def table(
         layer = 2 * hidden * config.head_size * heads + 3 * hidden * shape.intermediate_size
         rows.append(
             {
-                "layers": shape.told,
+                "layers": dataclasses.asdict(shape)["layers"],
                 "intermediate_size": shape.intermediate_size,
                 "vocabulary": shape.vocabulary,
                 "bytes_per_step": 4 * (shape.num_layers * layer + hidden * shape.vocabulary),
@@ -75,8 +75,10 @@ def text(rows: list[dict[str, Any]]) -> str:
         f"{'agreement':>10}{'length':>7}{'τ':>6}{'speedup':>9}"
     ]
     for row in rows:
+        layers = row["layers"]
+        told = "{num_layers}x{hidden_size}".format(**layers) if isinstance(layers, dict) else None
         lines.append(
-            f"{row['layers']:<10}{row['intermediate_size']:>13}"
+            f"{told or '+'.join(map(str, layers)):<10}{row['intermediate_size']:>13}"
             f"{row['vocabulary']:>11}{row['bytes_per_step'] / 1e6:>10.1f}"
             f"{row['cost']['draft']:>7.3f}{row['agreement']:>10.3f}{row['draft_length']:>7}"
             f"{row['tau']:>6.2f}{row['speedup']:>8.2f}×" + ("  chosen" if row is best else "")

@@ -124,16 +124,15 @@ def decoder(
         for length in _LENGTHS
     }
     longest = choices[max(choices)]
+    # One that stops drafts fewer tokens than its nodes, and would seem to be cheap.
+    stop = "never" if "stop" in find(name).takes else None
+    unstopped = dataclasses.replace(settings, draft_length=max(choices), stop=stop)
     return Decoder(
         bundle.target,
         longest,
         decoding.rule_for(bundle.target, longest, rule),
         choices,
-        # One that stops drafts fewer tokens than its nodes, and would seem to be cheap: with `auto`
-        # no card is asked for a line.
-        step_costs.measured(
-            bundle.target, build(name, bundle, dataclasses.replace(settings, stop=None))
-        ),
+        step_costs.measured(bundle.target, build(name, bundle, unstopped)),
     )
 
 
@@ -227,7 +226,7 @@ def resolved(name: str, settings: Settings) -> Settings:
     Raises:
       ValueError: a card that cannot be read.
     """
-    if name != "draft" or settings.draft_length == "auto":
+    if name != "draft":
         return settings
     if settings.draft_length is not None and settings.stop is not None:
         return settings

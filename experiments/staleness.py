@@ -5,7 +5,8 @@
 tunes the target on text files at three strengths. Each tuned target writes new text, on which the
 old draft's acceptance is held against the KL divergence between the two targets; then the draft
 goes on training for a while on other text of the tuned target, and is measured again. Its embedding
-and its head's rows are those of the target that it drafts for, and so the tuned ones throughout.
+and its head's rows are those of the target that it drafts for (or lead through them), and so the
+tuned ones throughout.
 """
 
 import dataclasses
@@ -108,7 +109,9 @@ def divergence(
 @jax.jit
 def _divergence(old: types.LanguageModel, params: Any, batch: batches.Batch):
     def law(weights, hidden):
-        return jax.nn.log_softmax(hidden @ transformer.head_kernel(weights).T, axis=-1)
+        head = transformer.head_kernel(weights)
+        logits = jnp.matmul(hidden, head.T, preferred_element_type=jnp.float32)
+        return jax.nn.log_softmax(logits, axis=-1)
 
     cache = old.init_cache(batch.tokens.shape[0], 1)
     output, _ = old.apply(old.params, batch.tokens, cache, None, (old.num_layers,))

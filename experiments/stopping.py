@@ -108,7 +108,7 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
         config, bundle, pathlib.Path(config.folder) / "measured", config.tokens
     )
     params, frozen = distill_stages.begin(config, bundle, [], config.shape)
-    objective = config.objective(shapes.configure(bundle.config, config.shape))
+    objective = config.objective(bundle.config, config.shape)
     found = chosen(bundle, objective, params, frozen, unseen, config.draft_length)
     if not found:
         raise ValueError("the target wrote no greedy answer; raise --tokens")

@@ -6,7 +6,7 @@ import pathlib
 from experiments import distill_stages, methods
 from experiments.distill_config import Config
 from specjax import checkpoints
-from specjax.training import batches, folders, held_out, shapes
+from specjax.training import batches, folders, held_out
 
 __all__ = ["MEASURED", "measure", "seed", "told", "write"]
 
@@ -62,7 +62,7 @@ def measure(
 ) -> dict[str, float]:
     """What the draft to go on from measures as it is; `held_out.measure` tells of what."""
     params, frozen = distill_stages.begin(config, bundle, [], config.shape)
-    objective = config.objective(shapes.configure(bundle.config, config.shape))
+    objective = config.objective(bundle.config, config.shape)
     return held_out.measure(objective, params, frozen, texts, config.draft_length)
 
 

@@ -21,6 +21,8 @@ from experiments import (
         (distill, ["--folder=x", "--on_policy=0.01"], "--on_policy=0.01"),
         (distill, ["--folder=x", "--layers=a"], "--layers=a"),
         (distill, ["--folder=x", "--layers=4xb"], "as in 4x256"),
+        (distill, ["--folder=x", "--layers=4x256", "--features=2"], "--features=2.0 compares"),
+        (distill, ["--folder=x", "--candidates=2y3/4/5"], "4x256/704/8192"),
         (distill, ["--folder=x", "--candidates=1/2"], "write LAYERS/FEED_FORWARD/VOCABULARY"),
         (distill, ["--folder=x", "--devices=99"], "--devices=99"),
         (distill, ["--folder=x", "--domains=cooking"], "'cooking'"),

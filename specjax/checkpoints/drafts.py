@@ -2,7 +2,7 @@
 
 A draft of the target's own layers shares its embedding, and the rows of its head are rows of the
 target's; so the file holds layers, the final norm and the list of tokens, and little else. One of
-other sizes has an embedding and a head of its own.
+another width holds two projections besides, through which it shares embedding and head too.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ from specjax.checkpoints import assembly, huggingface, loading, optional
 from specjax.models import config as configs
 from specjax.models import reduced, transformer
 
-__all__ = ["export", "read", "weights", "write"]
+__all__ = ["export", "read", "weights", "whole", "write"]
 
 _TABLE = "vocabulary"
+_PROJECTIONS = ("inward", "outward")
 _KEY, _FORMAT = "specjax", "specjax draft 1"
 
 
@@ -38,7 +39,8 @@ def write(
       path: of the safetensors file; an older one stays until this one is whole.
       bundle: the target.
       config: the draft's.
-      params: what is not the target's own: `layers`, `norm`, and perhaps `embed` and `head`.
+      params: what is not the target's own: `layers`, `norm`, perhaps `head`, and of another width
+        `inward` and `outward`, [H of the target, H].
       tokens: int32[M], the tokens of the head's rows.
 
     Raises:
@@ -46,7 +48,9 @@ def write(
       ImportError: the `safetensors` library is not installed.
     """
     library = optional.require("safetensors.flax")
-    named = assembly.stored(params, huggingface.stored_name)
+    projections = {name: params[name] for name in _PROJECTIONS if name in params}
+    others = {name: branch for name, branch in params.items() if name not in projections}
+    named = [*assembly.stored(others, huggingface.stored_name), *projections.items()]
     tensors = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in named}
     described = {
         "format": _FORMAT,
@@ -68,6 +72,8 @@ def write(
 def read(path: str | os.PathLike[str], bundle: loading.Bundle) -> types.LanguageModel:
     """The draft model of a file, in the target's dtype, sharing the target's embedding.
 
+    A draft of another width gets the target's embedding as its projection shows it.
+
     Args:
       path: of the safetensors file.
       bundle: the target it was made for, or one tuned from it.
@@ -79,9 +85,21 @@ def read(path: str | os.PathLike[str], bundle: loading.Bundle) -> types.Language
     """
     config, params, tokens = weights(path, bundle)
     model = reduced.reduced_vocabulary(
-        transformer.language_model(config, params), tokens, config.vocab_size
+        transformer.language_model(config, whole(params)), tokens, config.vocab_size
     )
     return dataclasses.replace(model, eos_ids=bundle.target.eos_ids)
+
+
+def whole(params: dict[str, Any]) -> dict[str, Any]:
+    """A transformer's weights, of what `weights` gives: the same where there are no projections."""
+    if "inward" not in params:
+        return params
+    embedding, rows = params["embed"]["embedding"], params["head"]["kernel"]
+    return {
+        **{name: params[name] for name in ("layers", "norm")},
+        "embed": {"embedding": embedding @ params["inward"]},
+        "head": {"kernel": rows @ params["outward"]},
+    }
 
 
 def _config(given: dict[str, Any]) -> configs.TransformerConfig:
@@ -103,12 +121,17 @@ def export(
       folder: as `huggingface.write` takes it.
 
     Raises:
-      ValueError: as `read` and `huggingface.write`, or a draft with a head of its own.
+      ValueError: as `read` and `huggingface.write`, or a draft with a head or a width of its own.
     """
     config, params, tokens = weights(path, bundle)
     if not bundle.config.tied_embeddings:
         raise ValueError("a target with a head of its own: its draft's folder cannot share it")
     rows = transformer.head_kernel(bundle.target.params)[jnp.asarray(tokens)]
+    if "inward" in params:
+        raise ValueError(
+            f"{path} is of another width than its target, whose head such a folder holds; export a "
+            "draft of the target's layers"
+        )
     if not np.array_equal(params["head"]["kernel"], rows):
         raise ValueError(
             f"{path} holds a head of its own, which such a folder cannot hold beside the target's; "
@@ -122,7 +145,10 @@ def export(
 def weights(
     path: str | os.PathLike[str], bundle: loading.Bundle
 ) -> tuple[configs.TransformerConfig, dict[str, Any], np.ndarray]:
-    """What `read` makes a model of: its configuration, all weights, and the head's tokens.
+    """What `read` makes a model of: its configuration, its weights, and the head's tokens.
+
+    Of another width than the target's, its embedding and head are the target's still, and `inward`
+    and `outward` lead to its own; `whole` takes them there.
 
     Args and raises: as `read`.
     """
@@ -143,8 +169,11 @@ def weights(
             "its target must share one"
         )
     target = bundle.config
-    shares = huggingface.stored_name(("embed", "embedding")) not in stored
-    for name in ("vocab_size", "hidden_size")[: 1 + shares]:
+    led = {name: stored.pop(name).get_shape() for name in _PROJECTIONS if name in stored}
+    wanted = [target.hidden_size, config.hidden_size]
+    if led and led != dict.fromkeys(_PROJECTIONS, wanted):
+        raise ValueError(f"{path} leads between widths by {led}, where {wanted} is called for")
+    for name in ("vocab_size",) if led else ("vocab_size", "hidden_size"):
         if getattr(config, name) != getattr(target, name):
             raise ValueError(
                 f"{path} is a draft for a target of {name}={getattr(config, name)}, and "
@@ -155,7 +184,7 @@ def weights(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     own = bundle.target.params
-    held: dict[str, Any] = {"embed": own["embed"]} if shares else {}
+    held: dict[str, Any] = {"embed": own["embed"]}
     if huggingface.stored_name(("head", "kernel")) not in stored:
         held["head"] = {"kernel": transformer.head_kernel(own)[jnp.asarray(tokens)]}
     params = assembly.assemble(
@@ -167,4 +196,6 @@ def weights(
         str(path),
         held,
     )
+    for name in led:
+        params[name] = jnp.asarray(file.get_tensor(name), own["norm"]["scale"].dtype)
     return config, params, tokens

@@ -1,5 +1,7 @@
 """Attention over the filled part of a cache and over new tokens."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -76,13 +78,15 @@ def _by_xla(query, new, old, masks, filled, shortest_prefix: int = 128):
             mask = jnp.broadcast_to(
                 mask[:, None, None], (batch, shared, groups, count, length + count)
             ).reshape(batch * shared, groups * count, length + count)
-            scores = jnp.einsum("bxd,bsd->bxs", query, slots(old[0], new[0]))
-            scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+            # Sums are float32, whatever they are sums of.
+            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+            scores = product("bxd,bsd->bxs", query, slots(old[0], new[0]))
+            scores = jnp.where(mask, scores, -jnp.inf)
             # Every token sees itself, so no maximum is −inf.
             weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
             total = jnp.sum(weights, axis=-1, keepdims=True)
-            mixed = jnp.einsum("bxs,bsd->bxd", weights.astype(query.dtype), slots(old[1], new[1]))
-            return (mixed.astype(jnp.float32) / total).astype(query.dtype)
+            mixed = product("bxs,bsd->bxd", weights.astype(query.dtype), slots(old[1], new[1]))
+            return (mixed / total).astype(query.dtype)
 
         return read
 

@@ -27,7 +27,7 @@ class Distillation:
       loss: `(log_p[..., M], log_q[..., M]) -> [...]`, as those of `losses.LOSSES`.
       features: weight of the distance between the hidden states before the head, which the heads'
         rows being the same makes comparable; smooth L1, as EAGLE's (Li et al. 2024, arXiv
-        2401.15077, section 3.2). Drafts with a head of their own have nothing to compare.
+        2401.15077, section 3.2). Drafts of another width have nothing to compare.
       length: K, adds the negative expected accepted length of drafts of K on answers that are
         drawn from the target's own law, at temperature 1; 0 leaves it out; static.
       rule: whose acceptance that is; static.
@@ -49,15 +49,17 @@ class Distillation:
         Returns:
           `log_p`, `log_q` float32[B, A, M], `present` bool[B, A], and `tokens` int32[B, A].
         """
-        hidden, target, tokens, present = self._hidden(params, frozen, batch)
+        whole = shapes.weights(params, frozen)
+        hidden, target, tokens, present = self._hidden(whole, batch)
         normalizer = jnp.where(present, batch.normalizer, 0.0)
-        log_p, log_q = self._laws(frozen, _head(params, frozen), target, hidden, normalizer)
+        log_p, log_q = self._laws(frozen, whole["head"]["kernel"], target, hidden, normalizer)
         return {"log_p": log_p, "log_q": log_q, "present": present, "tokens": tokens}
 
     def _laws(self, frozen: Any, own_head, target, hidden, normalizer):
         """Hidden states [B, A, H] of both, and the target's normalizer [B, A]: [B, A, M] each."""
         head = frozen["head"]["kernel"].astype(jnp.float32)
-        # In low precision only what is trained: rounding would be learnt as the target's law.
+        # In low precision only what is trained: rounding would be learnt as the target's law. (Of
+        # rounded products that is what is asked for.)
         (scores,) = products.products(target, [head], self._products, jnp.float32)
         low = own_head.astype(hidden.dtype)
         (own,) = products.products(hidden, [low], self._products, jnp.float32)
@@ -67,9 +69,8 @@ class Distillation:
     def _products(self) -> policies.Policy:
         return self.policy or policies.for_training()
 
-    def _hidden(self, params: Any, frozen: Any, batch: batches.Batch):
+    def _hidden(self, whole: Any, batch: batches.Batch):
         """Hidden states before the head, the draft's and the target's, tokens, and presence."""
-        whole = shapes.weights(params, frozen)
         model = transformer.language_model(self.config, whole, self._products)
         rows, _ = batch.tokens.shape
         cache = model.init_cache(rows, 1)
@@ -88,11 +89,12 @@ class Distillation:
     def __call__(self, params: Any, frozen: Any, batch: batches.Batch, key: jax.Array):
         """As `core.Objective`; the examples are answer tokens."""
         del key
-        hidden, target, tokens, present = self._hidden(params, frozen, batch)
+        whole = shapes.weights(params, frozen)
+        hidden, target, tokens, present = self._hidden(whole, batch)
         normalizer = jnp.where(present, batch.normalizer, 0.0)
         some = (target, hidden, normalizer, tokens)
-        if "head" in params:
-            value, log_p, log_q = self._of_own_head(params, frozen, *some)
+        if "outward" in params:
+            value, log_p, log_q = self._of_own_head(frozen, whole["head"]["kernel"], *some)
         else:
             loss, log_p, log_q = self._of_parts(frozen, *some)
             off = jnp.abs(hidden.astype(jnp.float32) - target)
@@ -121,7 +123,7 @@ class Distillation:
 
             def at(hidden):
                 value, own_p, own_q = self._told(
-                    frozen, _head({}, frozen), target, hidden, normalizer, tokens
+                    frozen, frozen["head"]["kernel"], target, hidden, normalizer, tokens
                 )
                 return (value, own_q), own_p
 
@@ -139,12 +141,12 @@ class Distillation:
         ]
         return loss + moved[0], own_p, own_q + moved[1] if self.length else own_q
 
-    def _of_own_head(self, params: Any, frozen: Any, target, hidden, normalizer, tokens):
-        """As `_of_parts`, of a head that is trained too: laws are made again for the gradient."""
+    def _of_own_head(self, frozen: Any, own_head, target, hidden, normalizer, tokens):
+        """As `_of_parts`, of a head that is learnt too: laws are made again for the gradient."""
 
         @jax.checkpoint
         def of(some):
-            return self._told(frozen, _head(params, frozen), *some)
+            return self._told(frozen, own_head, *some)
 
         return _in_parts(of, (target, hidden, normalizer, tokens))
 
@@ -161,11 +163,6 @@ class Distillation:
         own_p, own_q = (jnp.take_along_axis(law, index, axis=2)[:, :, 0] for law in (log_p, log_q))
         # A token without a row is never drafted; the target's law of it is then of no account.
         return jnp.where(known, own_p, 0.0), jnp.where(known, own_q, -jnp.inf)
-
-
-def _head(params: Any, frozen: Any) -> jax.Array:
-    """The draft's head [M, H]: its own, or the target's rows."""
-    return params.get("head", frozen["head"])["kernel"]
 
 
 def _in_parts(function: Any, some: tuple[jax.Array, ...]) -> Any:

@@ -148,7 +148,7 @@ def settings_of(folder: pathlib.Path | str) -> dict[str, Any] | None:
 
 
 def updates_of(folder: pathlib.Path | str) -> int:
-    """How many updates the folder's run has kept, for people to be told."""
+    """How many updates the folder's metrics tell of, a few more perhaps than its checkpoint has."""
     path = pathlib.Path(folder) / _METRICS
     return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 

@@ -1,4 +1,4 @@
-"""The sizes of a draft, and what it begins as: layers of the target's, or a model of its own."""
+"""The sizes of a draft, and what it begins as: layers of the target's, or layers of its own."""
 
 import dataclasses
 import math
@@ -26,10 +26,11 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """Sizes that are not the target's: of a draft whose layers begin at random.
+    """Sizes that are not the target's: of a draft whose layers are its own.
 
     Its heads are as large as the target's, as many as its width holds, and share keys and values
-    as far as the target's number of key heads divides theirs.
+    as far as the target's number of key heads divides theirs. Two projections lead from the
+    target's embedding to its width and from there to the rows of the target's head.
 
     Attributes:
       num_layers: L.
@@ -47,8 +48,8 @@ class Own:
 class Shape:
     """The sizes of a draft: what the cost model chooses among.
 
-    A draft of the target's layers keeps the target's embedding and rows of its head as they are,
-    so that only the layers are learnt, and stored. One of other sizes learns and stores all.
+    Embedding and head are the target's and stay as they are: only layers are learnt, and stored,
+    and the projections of a draft of another width.
 
     Attributes:
       layers: the target's layers that the draft's begin as, first to last; or its own sizes.
@@ -148,27 +149,27 @@ def begin(
       key: a typed key, consumed by a draft of sizes of its own.
 
     Returns:
-      What is trained: `layers` and `norm`, and of sizes of its own `embed` and `head` too; and the
-      rest: `embed` where it is the target's, `head`, the target's rows, `tokens` int32[M], and
-      `place` int32[V], the head's row of a token, M where it has none.
+      What is trained: `layers` and `norm`, and of sizes of its own `inward` and `outward`; and the
+      rest: `embed`, `head`, `tokens` int32[M], and `place` int32[V], the head's row of a token, M
+      where it has none.
     """
     config = configure(bundle.config, shape)
     target = bundle.target.params
-    rows = transformer.head_kernel(target)[jnp.asarray(tokens)]
     frozen = {
-        "head": {"kernel": rows},
+        "embed": target["embed"],
+        "head": {"kernel": transformer.head_kernel(target)[jnp.asarray(tokens)]},
         "tokens": jnp.asarray(tokens, jnp.int32),
         "place": jnp.full((bundle.config.vocab_size,), len(tokens), jnp.int32)
         .at[jnp.asarray(tokens)]
         .set(jnp.arange(len(tokens), dtype=jnp.int32)),
     }
     if isinstance(shape.layers, Own):
-        return _random(config, target["embed"]["embedding"], rows, key), frozen
+        return _own(config, frozen, target["norm"]["scale"], key), frozen
     layers = {
         place: _narrow(target["layers"][layer], shape.intermediate_size)
         for place, layer in enumerate(shape.layers)
     }
-    return {"layers": layers, "norm": target["norm"]}, {**frozen, "embed": target["embed"]}
+    return {"layers": layers, "norm": target["norm"]}, frozen
 
 
 def _narrow(layer: dict[str, Any], size: int) -> dict[str, Any]:
@@ -184,19 +185,22 @@ def _narrow(layer: dict[str, Any], size: int) -> dict[str, Any]:
     return {**layer, "ffn": {**chosen, "down": down}}
 
 
-def _random(config: models.TransformerConfig, embedding, rows, key: jax.Array) -> dict[str, Any]:
-    """Layers at random, between the target's embedding and head in their principal directions.
-
-    In so many directions as the draft is wide they say most of what they say in all.
-    """
-    wide = embedding.astype(jnp.float32)
-    directions = jnp.linalg.eigh(wide.T @ wide)[1][:, ::-1][:, : config.hidden_size]
-    # Of a draft wider than the target the rest are nothing, until they are learnt.
-    wider = ((0, 0), (0, max(config.hidden_size - directions.shape[1], 0)))
+def _own(config: models.TransformerConfig, frozen: Any, scale, key: jax.Array) -> dict[str, Any]:
+    """Layers that add nothing yet, between the directions that embedding and head say most in."""
+    embedding = frozen["embed"]["embedding"].astype(jnp.float32)
+    # As the target applies it, behind its norm.
+    head = frozen["head"]["kernel"].astype(jnp.float32) * scale.astype(jnp.float32)[None]
+    energy = sum(part.T @ part / jnp.sum(part * part) for part in (embedding, head))
+    directions = jnp.linalg.eigh(energy)[1][:, ::-1][:, : config.hidden_size]
+    # Of a draft wider than its target the rest are nothing, until they are learnt.
+    wider = ((0, 0), (0, config.hidden_size - directions.shape[1]))
+    inward = jnp.pad(directions, wider)
     params = transformer.init_params(config, key)
-    for name, leaf, kernel in (("embed", "embedding", wide), ("head", "kernel", rows)):
-        params[name] = {leaf: jnp.pad(kernel.astype(jnp.float32) @ directions, wider)}
-    return params
+    for layer in params["layers"].values():
+        for linear in (layer["attention"]["output"], layer["ffn"]["down"]):
+            linear["kernel"] = jnp.zeros_like(linear["kernel"])
+    learnt = {name: params[name] for name in ("layers", "norm")}
+    return {**learnt, "inward": inward, "outward": inward * scale.astype(jnp.float32)[:, None]}
 
 
 def draft_model(config: models.TransformerConfig, params: Any, frozen: Any) -> types.LanguageModel:
@@ -214,5 +218,5 @@ def draft_model(config: models.TransformerConfig, params: Any, frozen: Any) -> t
 def weights(params: Any, frozen: Any) -> dict[str, Any]:
     """All weights of a draft, in the dtype of what is trained; arguments as `draft_model`."""
     dtype = params["norm"]["scale"].dtype
-    whole = {**{name: frozen[name] for name in ("embed", "head") if name not in params}, **params}
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), whole)
+    given = {**params, "embed": frozen["embed"], "head": frozen["head"]}
+    return checkpoints.drafts.whole(jax.tree.map(lambda leaf: leaf.astype(dtype), given))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +36,17 @@ def test_drafts_survive_their_file(tokens, tmp_path, name):
     # The embedding is the target's own array, not another copy, where it is the target's.
     shared = model.params.params["embed"]["embedding"] is bundle.target.params["embed"]["embedding"]
     assert shared == (name == "layers")
+    # What is learnt comes back as it was, to be gone on with.
+    _, weights, _ = checkpoints.drafts.weights(path, bundle)
+    chex.assert_trees_all_equal({name: weights[name] for name in rounded}, rounded)
     if not shared:
-        with pytest.raises(ValueError, match="holds a head of its own"):
+        assert path.stat().st_size < 100_000
+        with pytest.raises(ValueError, match="of another width than its target"):
             checkpoints.drafts.export(path, bundle, tmp_path / "folder")
+        other = {**params, "inward": params["inward"][:, :-16]}
+        checkpoints.drafts.write(path, bundle, objective.config, other, tokens)
+        with pytest.raises(ValueError, match="leads between widths by"):
+            checkpoints.drafts.read(path, bundle)
 
 
 def test_scaled_positions_survive_too(tokens, tmp_path):
