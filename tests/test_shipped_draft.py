@@ -15,7 +15,8 @@ from tests.cases import exhaustive
 
 pytestmark = pytest.mark.optimised
 
-FLOOR = 1.5
+# Nine tenths of what is measured: 1.88.
+FLOOR = 1.7
 PROMPTS = sorted((pathlib.Path(methods.__file__).parent / "prompts").glob("ordinary_*.txt"))
 CARD = methods.SHIPPED.with_suffix(".json")
 
@@ -42,8 +43,8 @@ def test_greedy_texts_are_the_targets_and_drafts_are_taken(smollm2, asked, plain
     assert result.new_tokens == plain
     statistics = jax.device_get(result.statistics)
     new = sum(map(len, plain))
-    # Far above a broken draft's 1, and well below what is measured: features a token off, or a
-    # head's rows in another order, would fall under it.
+    # Features a token off, a head's rows in another order, or a draft that no longer copies would
+    # fall under it.
     assert new / np.sum(statistics.target_steps) > FLOOR
 
 
@@ -129,6 +130,6 @@ def test_the_card_tells_how_it_was_made():
     assert card["command"].startswith("python -m experiments.distill ")
     assert card["bytes"] == methods.SHIPPED.stat().st_size <= 16e6
     assert card["held_out"]["tau"] > 2 and card["coverage"] > 0.9
-    assert all(row["tau"] > FLOOR for row in card["acceptance"]["groups"].values())
+    assert all(row["tau"] > 1.5 for row in card["acceptance"]["groups"].values())
     assert card["data"]["minutes"] + card["earlier"]["data"]["minutes"] <= 120
     assert card["training"]["minutes"] + card["earlier"]["training"]["minutes"] <= 120

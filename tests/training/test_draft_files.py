@@ -112,10 +112,16 @@ def test_transformers_takes_the_folder_for_an_assistant(tokens, tmp_path):
     prompt = torch.tensor([bundle.chat("abc")])
     options = {"max_new_tokens": 20, "do_sample": False}
     plain = target.generate(prompt, **options)
+    # However unsure a model of random weights is, it is to draft.
+    draft.generation_config.update(
+        assistant_confidence_threshold=0.0,
+        num_assistant_tokens=5,
+        num_assistant_tokens_schedule="constant",
+    )
     passes = []
     target.register_forward_hook(lambda *_: passes.append(1))
     assert torch.equal(target.generate(prompt, assistant_model=draft, **options), plain)
-    assert 1 < len(passes) < 10, "its drafts are not taken"
+    assert 1 < len(passes) < 8, "its drafts are not taken"
 
 
 @pytest.fixture
