@@ -12,7 +12,7 @@ import pytest
 
 import specjax
 from experiments import compilation
-from specjax import decoding, drafters, models
+from specjax import checkpoints, decoding, drafters, models
 from specjax.models import policy as policies
 from specjax.training import batches, core, distillation, held_out, losses, shapes
 from tests.training import tasks
@@ -109,18 +109,22 @@ def test_a_draft_of_its_own_sizes_learns_all_of_itself(held, tokens, optimizer):
 
 def test_a_draft_of_its_own_sizes_begins_with_what_says_most(tokens):
     """No other directions, as many, hold more of the embedding and of the head as it is applied."""
-    _, params, frozen = tasks.begun(tokens, tasks.OWN)
-    scale = np.asarray(tasks.bundle().target.params["norm"]["scale"])
+    # A target that has learnt scales its head, each direction otherwise.
+    whole, config = tasks.bundle(), tasks.bundle().config
+    scale = np.random.default_rng(0).uniform(-1, 3, config.hidden_size).astype(np.float32)
+    learnt = {**whole.target.params, "norm": {"scale": jnp.asarray(scale)}}
+    bundle = checkpoints.assemble("learnt", config, learnt, whole.tokenizer)
+    params, frozen = shapes.begin(bundle, tasks.OWN, tokens, jax.random.key(1))
     parts = [np.asarray(frozen["embed"]["embedding"]), frozen["head"]["kernel"] * scale[None]]
     both = np.concatenate([part / np.linalg.norm(part) for part in parts])
     best = np.linalg.svd(both, compute_uv=False)[:32]
     np.testing.assert_allclose(np.sum((both @ params["inward"]) ** 2), np.sum(best**2), rtol=1e-4)
     np.testing.assert_allclose(params["outward"], params["inward"] * scale[:, None], rtol=1e-6)
     # Layers add nothing yet: what comes in goes out.
-    whole = shapes.weights(params, frozen)
-    model = draft_of(whole, tasks.OWN)
+    weights = shapes.weights(params, frozen)
+    model = draft_of(weights, tasks.OWN)
     cache = model.init_cache(1, 4)
-    output, _ = model.apply(whole, jnp.asarray([[5, 6, 7]], jnp.int32), cache, None, (0, 2))
+    output, _ = model.apply(weights, jnp.asarray([[5, 6, 7]], jnp.int32), cache, None, (0, 2))
     first, last = output.features[0, :, 0], output.features[0, :, 1]
     np.testing.assert_allclose(
         last, first / jnp.sqrt(jnp.mean(first**2, axis=-1, keepdims=True) + 1e-5), rtol=1e-3
