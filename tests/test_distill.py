@@ -19,7 +19,7 @@ from experiments import (
     targets,
     unseen_text,
 )
-from specjax.training import data, shards
+from specjax.training import data, held_out, shards
 from tests.cases import exhaustive
 
 # Every width of a batch is a program; prompts as short as these make one.
@@ -309,7 +309,16 @@ def test_objectives_are_compared_from_one_beginning(
     assert report["before"] == pytest.approx(held_out, abs=0.1)
 
 
-def test_staleness_grows_with_the_divergence(call, cardless, tmp_path):
+def test_staleness_grows_with_the_divergence(call, cardless, tmp_path, monkeypatch):
+    measured = []
+    whole = held_out.measure
+
+    def measure(objective, params, frozen, texts, length):
+        found = whole(objective, params, frozen, texts, length)
+        measured.append((unseen_text.told(texts), found))
+        return found
+
+    monkeypatch.setattr(held_out, "measure", measure)
     flags = ["--model=tiny", f"--draft={cardless}", f"--folder={tmp_path}", "--batch=16", "--json"]
     flags += ["--tokens=1500", "--steps=20", "--batch_tokens=512", "--strengths=4,16", NARROW]
     flags += ["--rows=2", "--window=64", "--target_rate=1e-3"]
@@ -326,6 +335,8 @@ def test_staleness_grows_with_the_divergence(call, cardless, tmp_path):
             for part in ("data", "measured/data")
         ]
         assert seeds == [1, 2] and row["before"] != row["after"]
+        assert (row["measured_on"], row["before"]) in measured
+        assert (row["measured_on"], row["after"]) in measured
         held = [shards.read(path) for path in sorted((made / "measured/data").glob("shard-*"))]
         assert row["measured_on"]["tokens"] == sum(shard.answer_tokens for shard in held)
         greedy = [np.diff(shard.answer_offsets)[shard.temperature == 0].sum() for shard in held]
