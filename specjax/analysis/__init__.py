@@ -1,6 +1,6 @@
 """Exactness by enumeration, acceptance by replay, where two decodes part, trees to look at."""
 
-from specjax.analysis import replay
+from specjax.analysis import intervals, replay
 from specjax.analysis.acceptance import accepted_of, expected_accepted
 from specjax.analysis.certificates import Certificate, certify, certify_many
 from specjax.analysis.divergence import Divergence, first_divergence
@@ -17,6 +17,7 @@ __all__ = [
     "enumerated_law",
     "expected_accepted",
     "first_divergence",
+    "intervals",
     "outcome_law",
     "plot_tree",
     "random_law",

@@ -217,13 +217,28 @@ class Tokenizer:
           ValueError: the checkpoint has no chat template, or it refuses the messages.
           ImportError: jinja2 is not installed.
         """
-        if self.chat_template is None:
-            raise ValueError("this checkpoint has no chat template; give text to encode() instead")
-        special = {"bos_token": self._text_of(self.bos_id)}
-        special["eos_token"] = self._text_of(self.eos_ids[0] if self.eos_ids else None)
-        return self.encode(
-            chats.render(self.chat_template, messages, add_generation_prompt, special)
-        )
+        return self.encode(self._render(messages, add_generation_prompt))
+
+    def follow_up(self, text: str, answer: Sequence[int]) -> list[int]:
+        """Token ids of a user's next message, to be appended to the answer before it.
+
+        Args:
+          text: what the user says.
+          answer: the assistant's, as it was written; the end of its turn is written here where a
+            limit cut it off, and not again where it ended with one of `eos_ids`.
+
+        Raises:
+          ValueError, ImportError: as `chat`; or a template that writes an answer in another place
+            than between its neighbours.
+        """
+        place = "\N{OBJECT REPLACEMENT CHARACTER}"
+        said = [("user", "?"), ("assistant", place), ("user", text)]
+        messages = [{"role": role, "content": content} for role, content in said]
+        before, found, behind = self._render(messages, True).partition(place)
+        if not found or not before:
+            raise ValueError("the chat template does not write an answer as it is given")
+        ended = self._text_of(answer[-1]) if answer and answer[-1] in self.eos_ids else ""
+        return self.encode(behind.removeprefix(ended))
 
     @property
     def fingerprint(self) -> str:
@@ -243,6 +258,13 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(
             json.dumps(settings, indent=2), encoding="utf-8"
         )
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        if self.chat_template is None:
+            raise ValueError("this checkpoint has no chat template; give text to encode() instead")
+        special = {"bos_token": self._text_of(self.bos_id)}
+        special["eos_token"] = self._text_of(self.eos_ids[0] if self.eos_ids else None)
+        return chats.render(self.chat_template, messages, add_generation_prompt, special)
 
     def _text_of(self, token: int | None) -> str:
         return "" if token is None else self._inner.id_to_token(token)

@@ -279,6 +279,7 @@ def _commit(
     stop = jnp.take_along_axis(nodes, verdict.count[:, None], axis=1)[:, 0]
     refused = jnp.any(verification.children(draft, stop), axis=-1) & (kept == offers)
     accepted_count = jnp.minimum(verdict.count, kept)
+    levels = jnp.where(draft.present, trees.depths(draft.tree)[:, 1:], 0)
     info = states.StepInfo(
         tokens=offered,
         log_probs=None,
@@ -286,6 +287,7 @@ def _commit(
         accepted=accepted_count,
         tested=order[:, :depth] < (accepted_count + refused.astype(jnp.int32))[:, None],
         drafted=jnp.sum(draft.present, axis=-1, dtype=jnp.int32),
+        draft_steps=jnp.max(levels, axis=-1, initial=0),
         active=active,
     )
     count = jnp.maximum(kept - 1, 0)

@@ -103,6 +103,7 @@ class StepInfo:
       accepted: int32[B], drafted tokens among them.
       tested: bool[B, D], whether a draft at this depth was accepted or was the first rejected.
       drafted: int32[B], nodes proposed.
+      draft_steps: int32[B], the depth of the deepest of them.
       active: bool[B], rows that took part.
     """
 
@@ -112,6 +113,7 @@ class StepInfo:
     accepted: jax.Array
     tested: jax.Array
     drafted: jax.Array
+    draft_steps: jax.Array
     active: jax.Array
 
 
@@ -123,6 +125,8 @@ class Statistics:
       target_steps: int32[B], passes of the target.
       emitted: int32[B], new tokens.
       drafted: int32[B], nodes proposed.
+      draft_steps: int32[B], levels proposed: what a drafter that goes level by level takes for
+        them. A level that it looked at and left out, being unsure, is not among them.
       tested: int32[B, D], drafts tested at each depth: accepted, or the first rejected.
       accepted: int32[B, D], of these the accepted.
       histogram: int32[B, D+1], steps by the number of drafts accepted.
@@ -131,6 +135,7 @@ class Statistics:
     target_steps: jax.Array
     emitted: jax.Array
     drafted: jax.Array
+    draft_steps: jax.Array
     tested: jax.Array
     accepted: jax.Array
     histogram: jax.Array
@@ -153,6 +158,7 @@ def no_statistics(batch: int, depth: int) -> Statistics:
         target_steps=jnp.zeros((batch,), jnp.int32),
         emitted=jnp.zeros((batch,), jnp.int32),
         drafted=jnp.zeros((batch,), jnp.int32),
+        draft_steps=jnp.zeros((batch,), jnp.int32),
         tested=jnp.zeros((batch, depth), jnp.int32),
         accepted=jnp.zeros((batch, depth), jnp.int32),
         histogram=jnp.zeros((batch, depth + 1), jnp.int32),
@@ -169,6 +175,7 @@ def record(statistics: Statistics, info: StepInfo) -> Statistics:
         target_steps=statistics.target_steps + info.active.astype(jnp.int32),
         emitted=statistics.emitted + info.emitted,
         drafted=statistics.drafted + info.drafted,
+        draft_steps=statistics.draft_steps + info.draft_steps,
         tested=statistics.tested + info.tested.astype(jnp.int32),
         accepted=statistics.accepted + accepted.astype(jnp.int32),
         histogram=statistics.histogram + here.astype(jnp.int32),

@@ -98,6 +98,19 @@ def test_chat_renders_the_template(smollm2):
     assert smollm2.chat("Bye") == smollm2.chat([{"role": "user", "content": "Bye"}])
 
 
+def test_a_follow_up_is_the_rest_of_the_conversation(smollm2):
+    tokenizer = smollm2.tokenizer
+    whole = tokenizer.chat(MESSAGES)
+    first = tokenizer.chat(MESSAGES[:-2])
+    hello = tokenizer.encode("Hello.")
+    ended = [*hello, tokenizer.eos_ids[0]]
+    assert first + ended + tokenizer.follow_up("Bye", ended) == whole
+    assert first + hello + tokenizer.follow_up("Bye", hello) == whole
+    assert tokenizer.follow_up("Bye", []) == tokenizer.follow_up("Bye", hello)
+    with pytest.raises(ValueError, match="as it is given"):
+        wordless("{{ messages[-1].content }}").follow_up("a", [])
+
+
 @pytest.mark.parametrize(
     ("messages", "told"),
     [([], "at least one"), ([{"role": "user"}], "content"), (["hi"], "content"), ("hi", "list")],

@@ -118,6 +118,22 @@ def test_first_rejection_is_tested_and_the_rest_is_not():
     assert counts.acceptance_rate == pytest.approx(2 / 3)
 
 
+def test_levels_of_a_tree_are_draft_steps():
+    """Nodes of one level are drafted together; one that is absent takes no step."""
+
+    def propose(params, state, context, keys):
+        del params, keys
+        tokens = jnp.zeros((len(context.length), 5), jnp.int32)
+        present = jnp.asarray([[True, True, True, False, False]])
+        tree = trees.from_parents((0, 0, 1, 2, 3))
+        return types.draft(tokens, tree, present=present, vocab_size=VOCAB), state
+
+    drafter = dataclasses.replace(PLAIN, propose=propose, nodes=5)
+    counts = run(drafter, [[0]], eos=(), max_new_tokens=4).statistics
+    steps = int(counts.target_steps[0])
+    assert (int(counts.drafted[0]), int(counts.draft_steps[0])) == (3 * steps, 2 * steps)
+
+
 def test_a_full_capacity_is_a_finish_reason():
     request, state = decoding.init(TARGET, PERFECT, [[0], [0, 1, 2]], eos=(), max_new_tokens=5)
     capacity = state.tokens.shape[1]
@@ -136,6 +152,7 @@ def test_a_finished_row_stays_as_it_is():
     after, info = decoding.step(TARGET, PERFECT, request, state)
     assert np.asarray(info.emitted).tolist() == [0, 4]
     assert np.asarray(info.drafted).tolist() == [0, 4]
+    assert np.asarray(info.draft_steps).tolist() == [0, 4]
     for before, now in (
         (state.tokens, after.tokens),
         (state.length, after.length),
