@@ -68,6 +68,11 @@ LONGEST = flags.DEFINE_integer(
 )
 OUT = flags.DEFINE_string("out", None, "The file to write; default by binary.")
 FOLDER = flags.DEFINE_string("folder", None, "Where data, checkpoints and results go.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16", "float16"], "Of a model's passes."
+)
+REPORT = flags.DEFINE_string("report", None, "A Markdown file to write the tables to.")
+PLOTS = flags.DEFINE_string("plots", None, "A folder to draw pictures in (extra `plots`).")
 TOKENS = flags.DEFINE_integer("tokens", None, "Answer tokens that the target writes.")
 DOMAINS = flags.DEFINE_list("domains", None, "Domains of training data; default by binary.")
 FILES = flags.DEFINE_list("files", [], "Text files of your own.")

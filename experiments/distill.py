@@ -21,7 +21,12 @@ from experiments.distill_run import run
 from specjax.training import data, losses, shapes
 
 _TAKES = binary.takes(
-    *binary.OF_TRAINING, binary.FILES, binary.MAX_NEW_TOKENS, binary.OUT, binary.PROMPTS
+    *binary.OF_TRAINING,
+    binary.DTYPE,
+    binary.FILES,
+    binary.MAX_NEW_TOKENS,
+    binary.OUT,
+    binary.PROMPTS,
 )
 _DATA_MINUTES = flags.DEFINE_float(
     "data_minutes", Config.data_minutes, "Time for them; what would take more is refused."
@@ -76,7 +81,6 @@ _ON_POLICY = flags.DEFINE_float(
 _START_FROM = flags.DEFINE_string(
     "start_from", None, "A draft to go on from, as when realigning it."
 )
-_DTYPE = flags.DEFINE_string("dtype", Config.dtype, "Of the passes; bfloat16 on accelerators.")
 _EXPORT = flags.DEFINE_string(
     "export", None, "Also write the draft as a Hugging Face folder, for other libraries."
 )
@@ -181,7 +185,7 @@ def config_from_flags() -> Config:
         accepted=_ACCEPTED.value,
         on_policy=_ON_POLICY.value,
         start_from=_START_FROM.value,
-        dtype=_DTYPE.value,
+        dtype=binary.DTYPE.value,
         devices=_DEVICES.value,
         draft_length=binary.draft_length_or(Config.draft_length),
         seed=binary.SEED.value,

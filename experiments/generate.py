@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import binary, methods, process, targets
-from specjax import analysis, decoding, trees, types, verification
+from experiments import binary, exactness, methods, process, targets
+from specjax import decoding, types, verification
 
 _TAKES = binary.takes(
     binary.COMPARE,
@@ -209,7 +209,7 @@ def _report(config, bundle, rule, result, prompt_tokens: int) -> dict[str, Any]:
             round(float(a / t), 4) if t else None for a, t in zip(accepted, tested, strict=True)
         ],
         "target_steps": int(counts.target_steps[0]),
-        "drafted": int(counts.drafted[0]),
+        "drafted": int(counts.nodes_drafted[0]),
         "accept_histogram": np.asarray(counts.histogram[0]).tolist(),
         "device": jax.devices()[0].device_kind,
         "versions": binary.versions(),
@@ -238,14 +238,11 @@ def _compare(config: Config, asked: _Run, tokens: list[int]) -> dict[str, Any]:
     seconds = medians.median(run[2] for run in own)
     plain_seconds = medians.median(run[2] for run in baseline)
     prefill, plain_prefill = (medians.median(run[1] for run in runs) for runs in (own, baseline))
-    same_path = config.sampling.temperature == 0 or rule.draw is not None
+    same_path = exactness.is_pathwise(rule, float(config.sampling.temperature))
     divergence = None
     if same_path:
         texts = [run[0].new_tokens[0] for run in (*baseline, *own)]
-        divergences = (
-            analysis.first_divergence(target, asked.prompt, tokens, text) for text in texts
-        )
-        divergence = next((found for found in divergences if found is not None), None)
+        divergence = exactness.parting(target, asked.prompt, tokens, texts)
     return {
         "seconds": seconds,
         "prefill_seconds": prefill,
@@ -259,28 +256,9 @@ def _compare(config: Config, asked: _Run, tokens: list[int]) -> dict[str, Any]:
         "seconds_spread": [min(run[2] for run in own), max(run[2] for run in own)],
         "plain_seconds_spread": [min(run[2] for run in baseline), max(run[2] for run in baseline)],
         "identical": divergence is None if same_path else None,
-        "first_divergence": divergence
-        and dataclasses.asdict(divergence) | {"logit_gap": _number(divergence.logit_gap)},
-        "certified": _certified(rule, asked.decoder.drafter),
+        "first_divergence": divergence,
+        "certified": exactness.certified(rule, asked.decoder.drafter.nodes),
     }
-
-
-def _certified(rule: types.VerificationRule, drafter: types.Drafter) -> bool:
-    """Whether enumeration certifies the rule, on chains and on a tree if it takes them."""
-    siblings = "independent" if rule.draw_law is None else "coupled"
-    found = []
-    for tree in (trees.chain(max(1, min(drafter.nodes, 3))), trees.branching((2, 1))):
-        target_key, draft_key = jax.random.split(jax.random.key(0))
-        target = analysis.random_law(target_key, 3, tree.max_depth + 1)
-        proposal = analysis.random_law(draft_key, 3, tree.max_depth)
-        for proposals in ([proposal], []):
-            try:
-                certificate = analysis.certify(rule, tree, target, *proposals, siblings=siblings)
-            except ValueError:
-                # Drafts that the rule does not take.
-                continue
-            found.append(certificate.passed)
-    return bool(found) and all(found)
 
 
 def _table(report: dict[str, Any]) -> str:

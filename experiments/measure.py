@@ -29,6 +29,7 @@ __all__ = [
     "interleave",
     "loop",
     "matmul",
+    "peak_bytes",
     "proposal",
     "read_size",
     "start_program",
@@ -150,12 +151,13 @@ def forward(
       model: with a key/value cache.
       count: T; with a tree, its nodes and the root.
       fill: committed tokens, int.
-      cache: of one row; what it holds does not matter, and its length is replaced.
+      cache: of any rows; what it holds does not matter, and its length is replaced.
       tree: how the new tokens hang together; None is a chain.
     """
-    drawn = np.random.default_rng(0).integers(0, model.vocab_size, (1, count))
+    batch = cache.length.shape[0]
+    drawn = np.random.default_rng(0).integers(0, model.vocab_size, (batch, count))
     tokens = jnp.asarray(drawn, jnp.int32)
-    cache = dataclasses.replace(cache, length=jnp.full((1,), fill, jnp.int32))
+    cache = dataclasses.replace(cache, length=jnp.full((batch,), fill, jnp.int32))
     run = functools.partial(_forward, model, tokens, cache, tree, _PASSES)
     return Variant(run, times=_PASSES)
 
@@ -180,9 +182,11 @@ def copying_prompt(vocab_size: int, length: int) -> list[int]:
     return np.resize(pattern, length).tolist()
 
 
-def proposal(target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int]) -> Variant:
-    """One draft after the prompt, greedily."""
-    request, state = decoding.init(target, drafter, [prompt], eos=())
+def proposal(
+    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int], batch: int = 1
+) -> Variant:
+    """One draft after the prompt, greedily, in so many rows."""
+    request, state = decoding.init(target, drafter, [prompt] * batch, eos=())
     return Variant(functools.partial(_propose, target, drafter, request, state))
 
 
@@ -196,13 +200,16 @@ def _propose(target, drafter, request, state):
     return draft.tokens, draft.present
 
 
-def steps(target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int]) -> Variant:
+def steps(
+    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int], batch: int = 1
+) -> Variant:
     """Steps of the compiled loop after the prompt, greedily: a draft, its pass, and all the rest.
 
-    As many in one program as `forward` has passes.
+    As many in one program as `forward` has passes, of so many rows.
     """
     longest = _PASSES * (drafter.nodes + 1)
-    request, state = decoding.init(target, drafter, [prompt], max_new_tokens=longest, eos=())
+    prompts = [prompt] * batch
+    request, state = decoding.init(target, drafter, prompts, max_new_tokens=longest, eos=())
 
     def copied():
         # The loop consumes its state.
@@ -294,7 +301,7 @@ def loop(
 
     counts = run(*copied())[1]
     iterations = int(counts.target_steps[0])
-    wide = int(counts.drafted[0]) // drafter.nodes if drafter.nodes else 0
+    wide = int(counts.nodes_drafted[0]) // max(drafter.nodes, 1)
     first = len(prompt) - 1
     last = first + max(int(counts.emitted[0]) - round(counts.tau), 0)
     fills = sorted({first, (first + last) // 2, last})
@@ -351,13 +358,8 @@ def start_program(
       `program_bytes`, None where the backend does not tell.
     """
     request, state = decoding.init(target, drafter, [prompt], eos=())
-    rule = decoding.rule_for(target, drafter)
-    counts = decoding.no_statistics(1, drafter.nodes)
-    program = jax.jit(
-        decoding.run, static_argnames=("rule",), donate_argnames=("state", "statistics")
-    )
     times = [time.perf_counter()]
-    traced = program.trace(target, drafter, request, state, counts, jnp.int32(1), rule=rule)
+    traced = _traced(target, drafter, request, state, decoding.rule_for(target, drafter))
     times.append(time.perf_counter())
     lowered = traced.lower()
     times.append(time.perf_counter())
@@ -376,3 +378,30 @@ def start_program(
         "compile_seconds": build,
         **{name: getattr(memory, attribute, None) for name, attribute in names.items()},
     }
+
+
+def peak_bytes(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    request: decoding.Request,
+    state: decoding.DecodeState,
+    rule: types.VerificationRule,
+) -> int | None:
+    """What the loop's program holds: weights, caches and text, and its temporaries.
+
+    None where the backend does not tell.
+    """
+    memory = _traced(target, drafter, request, state, rule).lower().compile().memory_analysis()
+    if memory is None:
+        return None
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
+def _traced(target, drafter, request, state, rule) -> Any:
+    """The loop's program, traced; nothing is consumed."""
+    depth = decoding.form_of(target, drafter, rule).depth
+    counts = decoding.no_statistics(state.length.shape[0], depth, drafter.nodes)
+    program = jax.jit(
+        decoding.run, static_argnames=("rule",), donate_argnames=("state", "statistics")
+    )
+    return program.trace(target, drafter, request, state, counts, jnp.int32(1), rule=rule)

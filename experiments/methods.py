@@ -9,11 +9,13 @@ from typing import Any
 
 import specjax
 from experiments import step_costs
-from specjax import checkpoints, decoding, drafters, types
+from specjax import checkpoints, decoding, drafters, types, verification
 
 __all__ = [
     "METHODS",
+    "OF_A_FILE",
     "SHIPPED",
+    "Asked",
     "Decoder",
     "Method",
     "Settings",
@@ -21,6 +23,7 @@ __all__ = [
     "check",
     "decoder",
     "find",
+    "parse",
     "read_card",
     "resolved",
 ]
@@ -42,12 +45,14 @@ class Settings:
       stop: how unsure of its next token a draft model stops: `maximum:P`, its largest probability
         below P, `entropy:H`, above H nats, or `never`; None is what the draft's card found best,
         and `never` without a card. Where lengths are chosen on the way, drafts stop so too.
+      expansion: children of a tree's nodes by their depth, as in `2-2-1`.
     """
 
     draft_length: int | str | None = None
     draft: str | None = None
     greedy_draft: bool = False
     stop: str | None = None
+    expansion: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,77 @@ class Method:
     description: str
     build: Callable[[checkpoints.Bundle, Settings], types.Drafter]
     takes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A method with its settings and rule, as in `draft draft_length=3 rule=match`.
+
+    Attributes:
+      name: of `METHODS`.
+      settings: what is not said is the method's own.
+      rule: a rule's name; None picks one by the draft's kind.
+    """
+
+    name: str
+    settings: Settings = Settings()
+    rule: str | None = None
+
+    def __str__(self) -> str:
+        told = {
+            field.name: getattr(self.settings, field.name)
+            for field in dataclasses.fields(self.settings)
+            if getattr(self.settings, field.name) != field.default
+        }
+        if self.rule is not None:
+            told["rule"] = self.rule
+        return " ".join([self.name, *(f"{name}={value}" for name, value in told.items())])
+
+    def decoder(self, bundle: checkpoints.Bundle) -> "Decoder":
+        """Ready to decode; raises as `decoder`."""
+        return decoder(self.name, bundle, self.settings, self.rule)
+
+    def unstopping(self, bundle: checkpoints.Bundle) -> types.Drafter:
+        """Its longest drafts, always whole: what a step of it can cost; raises as `build`."""
+        settings = resolved(self.name, self.settings)
+        # One that stops drafts fewer tokens than its nodes, and would seem to be cheap.
+        stop = "never" if "stop" in find(self.name).takes else None
+        length = max(_LENGTHS) if settings.draft_length == "auto" else settings.draft_length
+        settings = dataclasses.replace(settings, draft_length=length, stop=stop)
+        return build(self.name, bundle, settings)
+
+
+def parse(text: str) -> Asked:
+    """Reads a method as `Asked` writes it.
+
+    Raises:
+      ValueError: no method or rule has this name, or a setting that is unknown, out of range, or
+        not for this method; the message holds the text.
+    """
+    name, *words = text.split() or [""]
+    told: dict[str, Any] = {}
+    for word in words:
+        setting, is_given, value = word.partition("=")
+        known = [field.name for field in dataclasses.fields(Settings)]
+        if setting not in (*known, "rule") or not is_given or setting in told:
+            raise ValueError(
+                f"{text!r}: {word!r} is no setting; write name=value once, of "
+                f"{', '.join((*known, 'rule'))}"
+            )
+        told[setting] = value
+    rule = told.pop("rule", None)
+    try:
+        if rule is not None:
+            verification.get(rule)
+        if told.get("draft_length", "auto") != "auto":
+            told["draft_length"] = int(told["draft_length"])
+        if "greedy_draft" in told:
+            told["greedy_draft"] = {"True": True, "False": False}[told["greedy_draft"]]
+        asked = Asked(name, Settings(**told), rule)
+        check(name, asked.settings)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"the method {text!r}: {error}") from error
+    return asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +200,12 @@ def decoder(
         for length in _LENGTHS
     }
     longest = choices[max(choices)]
-    # One that stops drafts fewer tokens than its nodes, and would seem to be cheap.
-    stop = "never" if "stop" in find(name).takes else None
-    unstopped = dataclasses.replace(settings, draft_length=max(choices), stop=stop)
     return Decoder(
         bundle.target,
         longest,
         decoding.rule_for(bundle.target, longest, rule),
         choices,
-        step_costs.measured(bundle.target, build(name, bundle, unstopped)),
+        step_costs.measured(bundle.target, Asked(name, settings).unstopping(bundle)),
     )
 
 
@@ -154,10 +227,13 @@ def check(name: str, settings: Settings) -> None:
         if value != field.default and field.name not in method.takes:
             raise ValueError(f"{field.name}={value} means nothing to the method {name!r}")
     _stop(settings)
-    if name == "draft" and not pathlib.Path(settings.draft or SHIPPED).exists():
+    _expansion(settings)
+    if name in OF_A_FILE and not pathlib.Path(settings.draft or SHIPPED).exists():
         raise ValueError(f"there is no draft {settings.draft or SHIPPED}; name one with --draft")
     if isinstance(settings.draft_length, int) and settings.draft_length < 1:
         raise ValueError(f"draft_length={settings.draft_length} must be at least 1")
+    if name == "union" and settings.draft_length == "auto":
+        raise ValueError("draft_length=auto: a union drafts a tree, and only chains have a length")
 
 
 def find(name: str) -> Method:
@@ -188,6 +264,27 @@ def _draft(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     found = checkpoints.drafts.read(settings.draft or SHIPPED, bundle)
     drafter = _chain(found, _length(settings, 5), settings)
     return dataclasses.replace(drafter, name="draft")
+
+
+def _tree(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
+    found = checkpoints.drafts.read(settings.draft or SHIPPED, bundle)
+    return drafters.tree(found, _expansion(settings), greedy=settings.greedy_draft)
+
+
+def _union(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
+    both = drafters.union(_prompt_lookup(bundle, settings), _draft(bundle, settings))
+    return dataclasses.replace(both, name="union")
+
+
+def _expansion(settings: Settings) -> tuple[int, ...]:
+    given = "2-1-1" if settings.expansion is None else settings.expansion
+    try:
+        factors = tuple(int(factor) for factor in given.split("-"))
+        if min(factors) >= 1:
+            return factors
+    except ValueError:
+        pass
+    raise ValueError(f"expansion={given!r}: write children by depth, each at least 1, as in 2-2-1")
 
 
 def _chain(draft_model: types.LanguageModel, length: int, settings: Settings) -> types.Drafter:
@@ -226,7 +323,7 @@ def resolved(name: str, settings: Settings) -> Settings:
     Raises:
       ValueError: a card that cannot be read.
     """
-    if name != "draft":
+    if name not in ("draft", "union"):
         return settings
     if settings.draft_length is not None and settings.stop is not None:
         return settings
@@ -294,17 +391,20 @@ def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:
     return _chain(draft_model, length, settings)
 
 
+_OF_DRAFTS = ("draft_length", "draft", "greedy_draft", "stop")
+# Methods whose draft is a file that `experiments.distill` made.
+OF_A_FILE = ("draft", "tree", "union")
 METHODS = {
     "plain": Method("one token a target step", _plain),
     "prompt_lookup": Method("copies from prompt and answer", _prompt_lookup, ("draft_length",)),
     "draft": Method(
         "the draft distilled from SmolLM2-135M-Instruct, or another that experiments.distill made",
         _draft,
-        ("draft_length", "draft", "greedy_draft", "stop"),
+        _OF_DRAFTS,
     ),
-    "model": Method(
-        "a draft model, by default the target's first layers",
-        _model,
-        ("draft_length", "draft", "greedy_draft", "stop"),
+    "model": Method("a draft model, by default the target's first layers", _model, _OF_DRAFTS),
+    "tree": Method(
+        "a tree of the distilled draft's guesses", _tree, ("draft", "greedy_draft", "expansion")
     ),
+    "union": Method("prompt lookup and the distilled draft in one tree", _union, _OF_DRAFTS),
 }

@@ -9,12 +9,12 @@ from scipy import optimize
 from experiments import measure
 from specjax import decoding, types
 
-__all__ = ["LENGTHS", "measured", "of_all"]
+__all__ = ["FILL", "LENGTHS", "measured", "of_all"]
 
 # Draft lengths to choose among, and the widths that they ask for; between them a line is drawn.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8)
 _WIDTHS = (1, *(length + 1 for length in LENGTHS))
-_FILL = 160
+FILL = 160
 _REPEATS = 5
 
 _Name = TypeVar("_Name", bound=Hashable)
@@ -26,7 +26,11 @@ def measured(target: types.LanguageModel, drafter: types.Drafter) -> decoding.Co
 
 
 def of_all(
-    target: types.LanguageModel, drafts: Mapping[_Name, types.Drafter], repeats: int = _REPEATS
+    target: types.LanguageModel,
+    drafts: Mapping[_Name, types.Drafter],
+    repeats: int = _REPEATS,
+    fill: int = FILL,
+    batch: int = 1,
 ) -> tuple[dict[_Name, decoding.Cost], float]:
     """Measures, in turn, passes of several widths, drafts and whole steps; takes some seconds.
 
@@ -37,33 +41,35 @@ def of_all(
 
     Args:
       target: with a key/value cache.
-      drafts: drafters by name, of chains and never stopping; a drafted token costs its draft
-        divided by its nodes.
+      drafts: drafters by name, never stopping; a level of a draft costs the draft divided by its
+        levels, as a token of a chain does.
       repeats: rounds.
+      fill: committed tokens behind which all is measured; fewer where the context is short.
+      batch: rows; all costs are of a batch, in plain steps of that batch.
 
     Returns:
       The costs by name, in plain steps, and the seconds of a plain step.
     """
-    limit = target.context_length or 2 * _FILL
-    fill = min(_FILL, limit // 2)
+    fill = min(fill, (target.context_length or 2 * fill) // 2)
     widths = sorted({*_WIDTHS, *(drafter.nodes + 1 for drafter in drafts.values())})
-    cache = target.init_cache(1, fill + max(widths))
+    cache = target.init_cache(batch, fill + max(widths))
     prompt = measure.copying_prompt(target.vocab_size, fill)
     variants: dict[Any, measure.Variant] = {
         width: measure.forward(target, width, fill, cache) for width in widths
     }
-    variants["plain"] = measure.steps(target, decoding.NOTHING, prompt)
+    variants["plain"] = measure.steps(target, decoding.NOTHING, prompt, batch)
     for name, drafter in drafts.items():
-        variants["draft", name] = measure.proposal(target, drafter, prompt)
-        variants["step", name] = measure.steps(target, drafter, prompt)
+        variants["draft", name] = measure.proposal(target, drafter, prompt, batch)
+        variants["step", name] = measure.steps(target, drafter, prompt, batch)
     found = measure.interleave(variants, repeats)
     risen = optimize.isotonic_regression([found[width].median for width in widths]).x
     plain = found["plain"].median
     passes = tuple(zip(widths, (risen / plain).tolist(), strict=True))
     costs = {}
     for name, drafter in drafts.items():
-        cost = decoding.Cost(found["draft", name].median / plain / drafter.nodes, passes)
+        levels = decoding.form_of(target, drafter).depth
+        cost = decoding.Cost(found["draft", name].median / plain / levels, passes)
         whole = found["step", name].median / plain
-        beside = max(whole - cost.of_step(drafter.nodes, drafter.nodes + 1), 0.0)
+        beside = max(whole - cost.of_step(levels, drafter.nodes + 1), 0.0)
         costs[name] = dataclasses.replace(cost, overhead=beside)
     return costs, plain

@@ -1,6 +1,7 @@
 """Targets by name: checkpoints, and one small enough to train drafts for within a minute."""
 
 import jax
+import jax.numpy as jnp
 import tokenizers
 
 import specjax
@@ -26,19 +27,19 @@ TINY = models.TransformerConfig(
 )
 
 
-def load(name: str) -> checkpoints.Bundle:
+def load(name: str, dtype: str = "float32") -> checkpoints.Bundle:
     """The target of a name: `tiny`, or anything that `specjax.load` takes, with its weights here.
 
     Raises:
       ValueError, RuntimeError, ImportError: as `specjax.load`.
     """
     with binary.Progress(f"loading {name}"):
-        bundle = tiny() if name == "tiny" else specjax.load(name)
+        bundle = tiny(dtype) if name == "tiny" else specjax.load(name, dtype)
         jax.block_until_ready(bundle.target.params)
         return bundle
 
 
-def tiny() -> checkpoints.Bundle:
+def tiny(dtype: jax.typing.DTypeLike = jnp.float32) -> checkpoints.Bundle:
     """Random weights, bytes as tokens; the same every time."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     inner = tokenizers.Tokenizer(
@@ -50,4 +51,5 @@ def tiny() -> checkpoints.Bundle:
     tokenizer = checkpoints.Tokenizer(inner, eos_ids=[len(alphabet)], chat_template=_TEMPLATE)
     # Sharper than usual, or its texts would hardly follow from anything.
     params = models.init_params(TINY, jax.random.key(0), 2.0)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return checkpoints.assemble("tiny", TINY, params, tokenizer)

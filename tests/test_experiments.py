@@ -50,7 +50,7 @@ def call(monkeypatch, smollm2, capsys):
     """Runs the binary in this process, with a model that is already loaded."""
     load = specjax.load
     known = {"smollm2-135m": smollm2}
-    monkeypatch.setattr(specjax, "load", lambda name: known.get(name) or load(name))
+    monkeypatch.setattr(specjax, "load", lambda name, *dtype: known.get(name) or load(name, *dtype))
     jax_logger = logging.getLogger("jax")
     before = jax_logger.level
 

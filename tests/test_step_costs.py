@@ -30,5 +30,5 @@ def test_timed_steps_are_as_many_as_timed_passes():
     for _ in range(2):
         length, counts = variant.run(*variant.prepare())
         assert int(counts.target_steps[0]) == variant.times
-        assert int(counts.drafted[0]) == 3 * variant.times
+        assert int(counts.nodes_drafted[0]) == 3 * variant.times
         assert int(length[0]) == 20 + int(counts.emitted[0])

@@ -5,10 +5,11 @@ one pair of them, a prompt.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy import typing as npt
 from scipy import stats
 
 __all__ = ["LEVEL", "Interval", "bootstrap", "mean", "median", "ratio"]
@@ -37,7 +38,7 @@ class Interval:
 
 
 def bootstrap(
-    statistic: Callable[..., Any], *columns: Sequence[float], resamples: int = _RESAMPLES
+    statistic: Callable[..., Any], *columns: npt.ArrayLike, resamples: int = _RESAMPLES
 ) -> Interval:
     """The percentile interval of a statistic, over units drawn anew with replacement.
 
@@ -69,26 +70,26 @@ def bootstrap(
     return Interval(estimate, float(found.low), float(found.high))
 
 
-def mean(values: Sequence[float]) -> Interval:
+def mean(values: npt.ArrayLike) -> Interval:
     """Of the mean."""
     return bootstrap(np.mean, values)
 
 
-def median(values: Sequence[float]) -> Interval:
+def median(values: npt.ArrayLike) -> Interval:
     """Of the median."""
     return bootstrap(np.median, values)
 
 
-def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
+def ratio(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Interval:
     """Of the ratio of two sums, as τ is one of tokens and steps.
 
     Units whose denominator is 0 (nothing was tested) say nothing and are left out; without any
     others all is NaN.
     """
-    pairs = [(a, b) for a, b in zip(numerators, denominators, strict=True) if b]
-    if not pairs:
+    above, below = (np.asarray(column, np.float64) for column in (numerators, denominators))
+    if not np.any(below):
         return Interval(np.nan, np.nan, np.nan)
-    return bootstrap(_ratio, *zip(*pairs, strict=True))
+    return bootstrap(_ratio, above[below != 0], below[below != 0])
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> Any:

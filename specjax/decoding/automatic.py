@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import types
-from specjax.decoding import generation, plain, requests, start
+from specjax.decoding import generation, plain, requests, speculative, start
 from specjax.decoding import state as states
 
 __all__ = [
@@ -68,6 +68,24 @@ class Cost:
     def of_step(self, drafted: int, width: int) -> float:
         """A step that drafts so many tokens and whose pass has this width."""
         return drafted * self.draft + self.of_pass(width) + self.overhead
+
+    def of_steps(
+        self, drafted: Sequence[int], draft_steps: int, widths: Sequence[int] | None = None
+    ) -> float:
+        """Steps of a decode together.
+
+        Args:
+          drafted: steps by the number of nodes drafted for them, 0…N.
+          draft_steps: passes of the drafter.
+          widths: that the target's passes have, rising; default those of chains of N.
+        """
+        if widths is None:
+            widths = speculative.pass_widths(len(drafted) - 1)
+        took = draft_steps * self.draft
+        for nodes, steps in enumerate(drafted):
+            width = next(width for width in widths if width > nodes)
+            took += steps * self.of_step(0, width)
+        return took
 
     def speedup(self, acceptance: Sequence[float], length: int) -> float:
         """Over plain decoding, with drafts of K = `length` tokens; 1 for 0.
@@ -236,4 +254,5 @@ def _deepen(statistics: states.Statistics, depth: int) -> states.Statistics:
         tested=jnp.pad(statistics.tested, more),
         accepted=jnp.pad(statistics.accepted, more),
         histogram=jnp.pad(statistics.histogram, more),
+        drafted=jnp.pad(statistics.drafted, more),
     )

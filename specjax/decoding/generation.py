@@ -98,7 +98,7 @@ def advance(
     """
     requests.check(target, drafter, state)
     form = form_of(target, drafter, rule)
-    statistics = states.no_statistics(state.length.shape[0], form.depth)
+    statistics = states.no_statistics(state.length.shape[0], form.depth, drafter.nodes)
     most_steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
     return _run(target, drafter, request, state, statistics, most_steps, form.rule)
 
@@ -162,7 +162,7 @@ class TokenStream(Iterator[list[list[int]]]):
         self._models, self._request, self._rule = (target, drafter), request, form.rule
         self._steps = jnp.asarray(types.whole("steps", steps, 1), jnp.int32)
         self._state = state
-        self._statistics = states.no_statistics(state.length.shape[0], form.depth)
+        self._statistics = states.no_statistics(state.length.shape[0], form.depth, drafter.nodes)
         self._shown = np.asarray(state.length)
 
     def __next__(self) -> list[list[int]]:

@@ -124,7 +124,7 @@ class Statistics:
     Attributes:
       target_steps: int32[B], passes of the target.
       emitted: int32[B], new tokens.
-      drafted: int32[B], nodes proposed.
+      drafted: int32[B, N+1], steps by the number of nodes proposed.
       draft_steps: int32[B], levels proposed: what a drafter that goes level by level takes for
         them. A level that it looked at and left out, being unsure, is not among them.
       tested: int32[B, D], drafts tested at each depth: accepted, or the first rejected.
@@ -141,6 +141,11 @@ class Statistics:
     histogram: jax.Array
 
     @property
+    def nodes_drafted(self) -> jax.Array:
+        """Nodes proposed: int32[B]."""
+        return self.drafted @ jnp.arange(self.drafted.shape[1], dtype=jnp.int32)
+
+    @property
     def tau(self) -> float:
         """Accepted length τ: emitted tokens per target step, the bonus token included."""
         return int(jnp.sum(self.emitted)) / max(int(jnp.sum(self.target_steps)), 1)
@@ -152,12 +157,12 @@ class Statistics:
         return int(jnp.sum(self.accepted)) / tested if tested else float("nan")
 
 
-def no_statistics(batch: int, depth: int) -> Statistics:
-    """All counts 0."""
+def no_statistics(batch: int, depth: int, nodes: int) -> Statistics:
+    """All counts 0, for drafts of N nodes in D levels."""
     return Statistics(
         target_steps=jnp.zeros((batch,), jnp.int32),
         emitted=jnp.zeros((batch,), jnp.int32),
-        drafted=jnp.zeros((batch,), jnp.int32),
+        drafted=jnp.zeros((batch, nodes + 1), jnp.int32),
         draft_steps=jnp.zeros((batch,), jnp.int32),
         tested=jnp.zeros((batch, depth), jnp.int32),
         accepted=jnp.zeros((batch, depth), jnp.int32),
@@ -167,18 +172,22 @@ def no_statistics(batch: int, depth: int) -> Statistics:
 
 def record(statistics: Statistics, info: StepInfo) -> Statistics:
     """Adds one step."""
-    depth = info.tested.shape[1]
+    depth, nodes = info.tested.shape[1], statistics.drafted.shape[1] - 1
     level = jnp.arange(depth + 1, dtype=jnp.int32)[None]
     accepted = level[:, :depth] < info.accepted[:, None]
-    here = (level == info.accepted[:, None]) & info.active[:, None]
+
+    def at(values, size):
+        here = values[:, None] == jnp.arange(size + 1, dtype=jnp.int32)[None]
+        return (here & info.active[:, None]).astype(jnp.int32)
+
     return Statistics(
         target_steps=statistics.target_steps + info.active.astype(jnp.int32),
         emitted=statistics.emitted + info.emitted,
-        drafted=statistics.drafted + info.drafted,
+        drafted=statistics.drafted + at(info.drafted, nodes),
         draft_steps=statistics.draft_steps + info.draft_steps,
         tested=statistics.tested + info.tested.astype(jnp.int32),
         accepted=statistics.accepted + accepted.astype(jnp.int32),
-        histogram=statistics.histogram + here.astype(jnp.int32),
+        histogram=statistics.histogram + at(info.accepted, depth),
     )
 
 

@@ -180,7 +180,7 @@ class _Check:
         depth = np.arange(counts.histogram.shape[1])
         for row, text in enumerate(result.new_tokens):
             steps, accepted = int(counts.target_steps[row]), int(counts.accepted[row].sum())
-            emitted, drafted = int(counts.emitted[row]), int(counts.drafted[row])
+            emitted, drafted = int(counts.emitted[row]), int(counts.nodes_drafted[row])
             tested, histogram = counts.tested[row], counts.histogram[row]
             facts = {
                 f"emitted={emitted}": emitted == len(text),

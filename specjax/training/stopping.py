@@ -53,12 +53,7 @@ class Counts:
 
     def speedup(self, cost: decoding.Cost) -> float:
         """Over plain decoding, at these costs, in passes of the widths that decoding has."""
-        widths = decoding.pass_widths(len(self.drafted) - 1)
-        took = self.draft_steps * cost.draft
-        for drafted, steps in enumerate(self.drafted):
-            width = next(width for width in widths if width > drafted)
-            took += steps * cost.of_step(0, width)
-        return self.emitted / max(took, 1e-9)
+        return self.emitted / max(cost.of_steps(self.drafted, self.draft_steps), 1e-9)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_a_draft_that_agrees_is_given_more_length_and_a_stranger_less():
             eos=(),
         )
         counts = result.statistics
-        drafted[name] = int(counts.drafted.sum()) / int(counts.target_steps.sum())
+        drafted[name] = int(counts.nodes_drafted.sum()) / int(counts.target_steps.sum())
     assert drafted["itself"] > 5 > 3 > drafted["stranger"]
 
 

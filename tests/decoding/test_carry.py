@@ -43,7 +43,7 @@ def copies(program, least):
 def loop(target, drafter, rule, batch):
     options = {"max_new_tokens": 20, "capacity": 256, "sampling": types.Sampling(0.7)}
     request, state = decoding.init(target, drafter, [[1, 2, 3]] * batch, **options)
-    statistics = states.no_statistics(batch, drafter.nodes)
+    statistics = states.no_statistics(batch, drafter.nodes, drafter.nodes)
     rule = decoding.rule_for(target, drafter, rule)
     steps = jnp.int32(9)
     lowered = generation._run.lower(target, drafter, request, state, statistics, steps, rule)

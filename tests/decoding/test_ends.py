@@ -131,7 +131,7 @@ def test_levels_of_a_tree_are_draft_steps():
     drafter = dataclasses.replace(PLAIN, propose=propose, nodes=5)
     counts = run(drafter, [[0]], eos=(), max_new_tokens=4).statistics
     steps = int(counts.target_steps[0])
-    assert (int(counts.drafted[0]), int(counts.draft_steps[0])) == (3 * steps, 2 * steps)
+    assert (int(counts.nodes_drafted[0]), int(counts.draft_steps[0])) == (3 * steps, 2 * steps)
 
 
 def test_a_full_capacity_is_a_finish_reason():

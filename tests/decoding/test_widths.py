@@ -49,7 +49,7 @@ def texts(counts, wrong=()):
     drafter = dataclasses.replace(base, propose=_Cut(base.propose, counts))
     target = dataclasses.replace(TARGET, apply=_Wrong(TARGET.apply, wrong))
     stream = decoding.stream(target, drafter, PROMPTS, max_new_tokens=24, eos=(), steps=3)
-    return next(stream), np.asarray(stream.result.statistics.drafted) / 3
+    return next(stream), np.asarray(stream.result.statistics.nodes_drafted) / 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,300 @@
+"""What records of a benchmark say: by group, by method, with intervals; as text and Markdown.
+
+Prompts are the units of every interval: turns of one conversation are summed first. A speedup is of
+all tokens over all seconds; the median of the prompts' own speedups stands beside it.
+"""
+
+import itertools
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from specjax.analysis import intervals
+from specjax.training import folders
+
+__all__ = ["OVERALL", "markdown", "summary", "text", "write"]
+
+OVERALL = "overall"
+_CELL = ("temperature", "batch", "max_new_tokens", "context")
+# What papers measure on, by the groups of Spec-Bench and of others who follow it.
+_USUAL = {
+    "multi_turn": "MT-Bench",
+    "translation": "WMT14 German to English",
+    "summarization": "CNN/DailyMail",
+    "qa": "Natural Questions",
+    "math_reasoning": "GSM8K",
+    "rag": "retrieval",
+    "code": "HumanEval",
+    "mbpp": "MBPP",
+    "xsum": "XSum",
+}
+_SUITE = "suite.jsonl"
+
+
+def summary(
+    header: Mapping[str, Any], records: Sequence[Mapping[str, Any]], left_out: int = 0
+) -> dict[str, Any]:
+    """The report, ready for JSON: a row for each cell, group and method.
+
+    Args:
+      header: what all records share.
+      records: of a benchmark.
+      left_out: prompts that were too long.
+    """
+    plain = {(r["unit"], r["turn"]): r for r in records if r["method"] == "plain"}
+    rows = []
+    for cell in sorted({tuple(r[name] for name in _CELL) for r in records}):
+        here = [r for r in records if tuple(r[name] for name in _CELL) == cell]
+        groups = list(dict.fromkeys(r["group"] for r in here))
+        for group in [*groups, OVERALL] if len(groups) > 1 else groups:
+            for method in dict.fromkeys(r["method"] for r in here):
+                some = [r for r in here if r["method"] == method and group in (r["group"], OVERALL)]
+                row = dict(zip(_CELL, cell, strict=True))
+                rows.append({**row, "group": group, "method": method, **_row(some, plain)})
+    measured = {r["group"] for r in records if r["source"] != _SUITE}
+    return {
+        **header,
+        "left_out": left_out,
+        "rows": rows,
+        "not_measured": [name for group, name in _USUAL.items() if group not in measured],
+    }
+
+
+def _row(
+    records: Sequence[Mapping[str, Any]], plain: Mapping[tuple, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Everything that is told of one method on one group."""
+    prompts: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        prompts.setdefault(record["prompt"], []).append(record)
+
+    def sums(value: Callable[[Mapping[str, Any]], float]) -> list[float]:
+        return [sum(map(value, turns)) for turns in prompts.values()]
+
+    def named(*names: str) -> list[list[float]]:
+        return [sums(lambda record, name=name: record[name]) for name in names]
+
+    tested, accepted = (
+        np.sum([record[name] for record in records], axis=0) for name in ("tested", "accepted")
+    )
+    paces = named("batch_tokens", "seconds", "plain_batch_tokens", "plain_seconds")
+    before = named("prefill_seconds", "plain_prefill_seconds")
+    whole = [paces[0], _sum(paces[1], before[0]), paces[2], _sum(paces[3], before[1])]
+    overlaps = [r["overlap"] for r in records if r.get("overlap") is not None]
+    claimed = [r for r in records if r["identical"] is not None]
+    parted = [r["first_divergence"] for r in claimed if r["first_divergence"]]
+    compared = sum(r["new_tokens"] for r in claimed if not r["first_divergence"])
+    compared += sum(found["position"] + 1 for found in parted)
+    bytes_more = [
+        record["peak_bytes"] / plain[record["unit"], record["turn"]]["peak_bytes"] - 1
+        for record in records
+        if record["peak_bytes"]
+    ]
+    return {
+        "rule": records[0]["rule"],
+        "prompts": len(prompts),
+        "new_tokens": sum(r["new_tokens"] for r in records),
+        "tau": _told(intervals.ratio(*named("new_tokens", "target_steps"))),
+        "acceptance_rate": _told(
+            intervals.ratio(sums(lambda r: sum(r["accepted"])), sums(lambda r: sum(r["tested"])))
+        ),
+        "acceptance_by_position": [
+            float(a / t) if t else None for a, t in zip(accepted, tested, strict=True)
+        ],
+        "tested_by_position": tested.tolist(),
+        "overlap": _told(intervals.mean(overlaps)) if overlaps else None,
+        "draft_steps_a_step": sum(r["draft_steps"] for r in records)
+        / max(sum(r["target_steps"] for r in records), 1),
+        "speedup": _told(intervals.bootstrap(_speedup, *paces)),
+        "speedup_median": _told(intervals.median([r["speedup"] for r in records])),
+        "speedup_with_prefill": _told(intervals.bootstrap(_speedup, *whole)),
+        "tokens_per_second": sum(paces[0]) / sum(paces[1]),
+        "inter_token_p50": float(np.median([r["inter_token_p50"] for r in records])),
+        "inter_token_p95": float(np.median([r["inter_token_p95"] for r in records])),
+        "identical": [len(claimed) - len(parted), len(claimed)] if claimed else None,
+        "divergences_per_1000": 1000 * len(parted) / compared if compared else None,
+        "logit_gaps": sorted(f["logit_gap"] for f in parted if f["logit_gap"] is not None),
+        "certified": all(r["certified"] for r in records),
+        "memory_overhead": float(np.median(bytes_more)) if bytes_more else None,
+        "by_entropy": _by_entropy(records),
+    }
+
+
+def _sum(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
+def _speedup(tokens, seconds, plain_tokens, plain_seconds, axis: int) -> Any:
+    own = np.sum(tokens, axis=axis) / np.sum(seconds, axis=axis)
+    return own / (np.sum(plain_tokens, axis=axis) / np.sum(plain_seconds, axis=axis))
+
+
+def _by_entropy(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over records of what they hold by bins of entropy."""
+    found: dict[str, Any] = {}
+    for record in records:
+        for law, bins in (record.get("by_entropy") or {}).items():
+            found[law] = np.add(found.get(law, 0), bins).tolist()
+    return found
+
+
+def _told(interval: intervals.Interval) -> list[float | None]:
+    """Estimate, low, high; None where there is none."""
+    values = (interval.estimate, interval.low, interval.high)
+    return [None if math.isnan(value) else value for value in values]
+
+
+def cells(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The rows of each temperature, batch, length and context, under a heading."""
+    made = []
+    for cell, rows in itertools.groupby(report["rows"], lambda row: [row[n] for n in _CELL]):
+        temperature, batch, length, context = cell
+        heading = f"temperature {temperature:g}, batch {batch}, {length} new tokens"
+        made.append((heading + (f", context {context}" if context else ""), list(rows)))
+    return made
+
+
+def _interval(value: Sequence[float | None] | None) -> str:
+    if value is None or value[0] is None:
+        return "–"
+    return str(intervals.Interval(*(math.nan if part is None else part for part in value)))
+
+
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return "–" if value is None else form.format(value)
+
+
+_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "group": lambda row: row["group"],
+    "method": lambda row: row["method"],
+    "rule": lambda row: row["rule"],
+    "prompts": lambda row: str(row["prompts"]),
+    "tokens": lambda row: str(row["new_tokens"]),
+    "τ": lambda row: _interval(row["tau"]),
+    "α": lambda row: _interval(row["acceptance_rate"]),
+    "overlap": lambda row: _interval(row["overlap"]),
+    "by position": lambda row: " ".join(_number(rate) for rate in row["acceptance_by_position"]),
+    "speedup": lambda row: _interval(row["speedup"]),
+    "median": lambda row: _number(row["speedup_median"][0]),
+    "with prefill": lambda row: _number(row["speedup_with_prefill"][0]),
+    "tokens/s": lambda row: _number(row["tokens_per_second"], "{:.1f}"),
+    "p50, p95 ms": lambda row: ", ".join(
+        _number(1000 * row[f"inter_token_{name}"], "{:.0f}") for name in ("p50", "p95")
+    ),
+    "identical": lambda row: "{}/{}".format(*row["identical"]) if row["identical"] else "in law",
+    "memory": lambda row: _number(row["memory_overhead"], "{:+.1%}"),
+}
+
+
+def _matrix(rows: Sequence[Mapping[str, Any]], value: str) -> list[list[str]]:
+    """Groups by methods."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found = {(row["group"], row["method"]): row for row in rows}
+    lines = [["group", *methods]]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines.append([group, *(_interval(found[group, name][value]) for name in methods)])
+    return lines
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Speedup, τ and acceptance rate of every method by group, for a terminal."""
+    lines = []
+    for heading, rows in cells(report):
+        for title, value in (("speedup", "speedup"), ("τ", "tau"), ("α", "acceptance_rate")):
+            table = _matrix(rows, value)
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+            lines.append(f"{title} at {heading} (95 % interval)")
+            for cells_ in table:
+                first, *others = (
+                    cell.ljust(width) for cell, width in zip(cells_, widths, strict=True)
+                )
+                lines.append("  ".join([first, *others]).rstrip())
+            lines.append("")
+        for row in rows:
+            if row["identical"] and row["identical"][0] < row["identical"][1]:
+                lines.append(_parted(row))
+    return "\n".join([*lines, _notes(report)])
+
+
+def _parted(row: Mapping[str, Any]) -> str:
+    gaps = row["logit_gaps"]
+    return (
+        f"{row['method']} on {row['group']}: {row['identical'][1] - row['identical'][0]} of "
+        f"{row['identical'][1]} texts part from plain decoding's, "
+        f"{row['divergences_per_1000']:.2f} per 1,000 tokens, at logit gaps "
+        f"{_number(min(gaps, default=None), '{:.2g}')} to "
+        f"{_number(max(gaps, default=None), '{:.2g}')}"
+    )
+
+
+def _notes(report: Mapping[str, Any]) -> str:
+    return (
+        f"{report['left_out']} prompts left out as too long. Not measured, of what is usual: "
+        f"{', '.join(report['not_measured']) or 'nothing'}."
+    )
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole report."""
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items() if value)
+    lines = [
+        "# Benchmark",
+        "",
+        f"{report['target']} in {report['dtype']} on {report['device']}; {versions}; commit "
+        f"{report['commit']}; medians of {report['repeats']} runs; seed {report['seed']}.",
+        "",
+        "τ: emitted tokens a target step, the bonus token included, prefill excluded. α: accepted "
+        "over tested drafts (the accepted and the first rejected). Overlap: mean of Σ min(p, q) "
+        "over the answers' places. Speedup: tokens a second over plain decoding's of the same "
+        "prompts, in turn, prefill excluded; in brackets 95 % intervals by the bootstrap over "
+        "prompts. p50, p95: milliseconds between arrivals (a step's tokens arrive together). "
+        "Memory: what the loop's program holds beyond plain decoding's.",
+        "",
+        _notes(report),
+        "",
+    ]
+    for heading, rows in cells(report):
+        lines += [f"## {heading[0].upper()}{heading[1:]}", ""]
+        for title, value in (("Speedup", "speedup"), ("τ", "tau")):
+            lines += [f"{title}:", "", *_table(_matrix(rows, value)), ""]
+        details = [[show(row) for show in _COLUMNS.values()] for row in rows]
+        lines += ["In detail:", "", *_table([list(_COLUMNS), *details]), ""]
+        parted = [
+            f"- {_parted(row)}"
+            for row in rows
+            if row["identical"] and row["identical"][0] < row["identical"][1]
+        ]
+        lines += [*parted, ""] if parted else []
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def write(report: Mapping[str, Any], file: str | None, plots: str | None) -> None:
+    """Writes the Markdown report and the pictures, where they were asked for.
+
+    Raises:
+      ValueError: a file that cannot be written.
+      ImportError: matplotlib is not installed (extra `plots`).
+    """
+    drawn: list[pathlib.Path] = []
+    if plots is not None:
+        from experiments import benchmark_plots
+
+        drawn = benchmark_plots.draw(report, pathlib.Path(plots))
+    if file is not None:
+        told = markdown(report)
+        folder = pathlib.Path(file).resolve().parent
+        for picture in drawn:
+            try:
+                place = picture.resolve().relative_to(folder)
+            except ValueError:
+                place = picture
+            told += f"\n![{picture.stem.replace('_', ' ')}]({place})\n"
+        folders.write(file, told)
