@@ -153,7 +153,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         for done, task in enumerate(tasks, start=1):
             at = (task.batch, task.context)
             if at not in costs:
-                costs[at] = _costs(config, bundle, *at)
+                costs[at] = costs_of(config, bundle, *at)
             found = benchmark_run.measured(
                 bundle, decoders, task, config.repeats, config.seed, warm, costs[at]
             )
@@ -168,12 +168,16 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     return benchmark_report.summary({**header, "commit": shared["commit"]}, made, left_out)
 
 
-def _costs(
+def costs_of(
     config: Config, bundle: checkpoints.Bundle, batch: int, context: int
 ) -> dict[str, decoding.Cost]:
     """What a step of every method costs here, in plain steps."""
     drafts = {str(asked): asked.unstopping(bundle) for asked in config.methods}
-    return step_costs.of_all(bundle.target, drafts, fill=context + step_costs.FILL, batch=batch)[0]
+    widths = {w for drafter in drafts.values() for w in decoding.pass_widths(drafter.nodes)}
+    fill = context + step_costs.FILL
+    return step_costs.of_all(bundle.target, drafts, fill=fill, batch=batch, widths=sorted(widths))[
+        0
+    ]
 
 
 def unit_of(record: Mapping[str, Any]) -> str:

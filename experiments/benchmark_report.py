@@ -15,10 +15,10 @@ import numpy as np
 from specjax.analysis import intervals
 from specjax.training import folders
 
-__all__ = ["OVERALL", "markdown", "summary", "text", "write"]
+__all__ = ["CELL", "OVERALL", "cells", "markdown", "summary", "text", "write"]
 
 OVERALL = "overall"
-_CELL = ("temperature", "batch", "max_new_tokens", "context")
+CELL = ("temperature", "batch", "max_new_tokens", "context")
 # What papers measure on, by the groups of Spec-Bench and of others who follow it.
 _USUAL = {
     "multi_turn": "MT-Bench",
@@ -46,13 +46,13 @@ def summary(
     """
     plain = {(r["unit"], r["turn"]): r for r in records if r["method"] == "plain"}
     rows = []
-    for cell in sorted({tuple(r[name] for name in _CELL) for r in records}):
-        here = [r for r in records if tuple(r[name] for name in _CELL) == cell]
+    for cell in sorted({tuple(r[name] for name in CELL) for r in records}):
+        here = [r for r in records if tuple(r[name] for name in CELL) == cell]
         groups = list(dict.fromkeys(r["group"] for r in here))
         for group in [*groups, OVERALL] if len(groups) > 1 else groups:
             for method in dict.fromkeys(r["method"] for r in here):
                 some = [r for r in here if r["method"] == method and group in (r["group"], OVERALL)]
-                row = dict(zip(_CELL, cell, strict=True))
+                row = dict(zip(CELL, cell, strict=True))
                 rows.append({**row, "group": group, "method": method, **_row(some, plain)})
     measured = {r["group"] for r in records if r["source"] != _SUITE}
     return {
@@ -88,6 +88,7 @@ def _row(
     parted = [r["first_divergence"] for r in claimed if r["first_divergence"]]
     compared = sum(r["new_tokens"] for r in claimed if not r["first_divergence"])
     compared += sum(found["position"] + 1 for found in parted)
+    costs = [r["new_tokens"] / r["predicted_speedup"] for r in records if r["predicted_speedup"]]
     bytes_more = [
         record["peak_bytes"] / plain[record["unit"], record["turn"]]["peak_bytes"] - 1
         for record in records
@@ -111,6 +112,7 @@ def _row(
         "speedup": _told(intervals.bootstrap(_speedup, *paces)),
         "speedup_median": _told(intervals.median([r["speedup"] for r in records])),
         "speedup_with_prefill": _told(intervals.bootstrap(_speedup, *whole)),
+        "predicted_speedup": sum(r["new_tokens"] for r in records) / sum(costs) if costs else None,
         "tokens_per_second": sum(paces[0]) / sum(paces[1]),
         "inter_token_p50": float(np.median([r["inter_token_p50"] for r in records])),
         "inter_token_p95": float(np.median([r["inter_token_p95"] for r in records])),
@@ -150,7 +152,7 @@ def _told(interval: intervals.Interval) -> list[float | None]:
 def cells(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """The rows of each temperature, batch, length and context, under a heading."""
     made = []
-    for cell, rows in itertools.groupby(report["rows"], lambda row: [row[n] for n in _CELL]):
+    for cell, rows in itertools.groupby(report["rows"], lambda row: [row[n] for n in CELL]):
         temperature, batch, length, context = cell
         heading = f"temperature {temperature:g}, batch {batch}, {length} new tokens"
         made.append((heading + (f", context {context}" if context else ""), list(rows)))
@@ -179,6 +181,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "by position": lambda row: " ".join(_number(rate) for rate in row["acceptance_by_position"]),
     "speedup": lambda row: _interval(row["speedup"]),
     "median": lambda row: _number(row["speedup_median"][0]),
+    "predicted": lambda row: _number(row["predicted_speedup"]),
     "with prefill": lambda row: _number(row["speedup_with_prefill"][0]),
     "tokens/s": lambda row: _number(row["tokens_per_second"], "{:.1f}"),
     "p50, p95 ms": lambda row: ", ".join(

@@ -34,16 +34,16 @@ def parting(
 
 
 @functools.lru_cache
-def certified(rule: types.VerificationRule, nodes: int) -> bool:
+def certified(rule: types.VerificationRule, length: int) -> bool:
     """Whether enumeration certifies a rule, on chains and on a tree if it takes them.
 
     Args:
       rule: certified as it decodes.
-      nodes: of the drafter, N; chains are as long as three at the most.
+      length: of the chain; enumeration takes a few tokens, so 3 stands for more.
     """
     siblings = "independent" if rule.draw_law is None else "coupled"
     found = []
-    for tree in (trees.chain(max(1, min(nodes, 3))), trees.branching((2, 1))):
+    for tree in (trees.chain(max(1, length)), trees.branching((2, 1))):
         target_key, draft_key = jax.random.split(jax.random.key(0))
         target = analysis.random_law(target_key, 3, tree.max_depth + 1)
         proposal = analysis.random_law(draft_key, 3, tree.max_depth)

@@ -1,7 +1,7 @@
 """What a target's passes and drafters' drafts cost here, for choosing drafts and lengths."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from scipy import optimize
@@ -9,11 +9,11 @@ from scipy import optimize
 from experiments import measure
 from specjax import decoding, types
 
-__all__ = ["FILL", "LENGTHS", "measured", "of_all"]
+__all__ = ["FILL", "LENGTHS", "WIDTHS", "measured", "of_all"]
 
 # Draft lengths to choose among, and the widths that they ask for; between them a line is drawn.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8)
-_WIDTHS = (1, *(length + 1 for length in LENGTHS))
+WIDTHS = (1, *(length + 1 for length in LENGTHS))
 FILL = 160
 _REPEATS = 5
 
@@ -31,6 +31,7 @@ def of_all(
     repeats: int = _REPEATS,
     fill: int = FILL,
     batch: int = 1,
+    widths: Sequence[int] = WIDTHS,
 ) -> tuple[dict[_Name, decoding.Cost], float]:
     """Measures, in turn, passes of several widths, drafts and whole steps; takes some seconds.
 
@@ -46,25 +47,26 @@ def of_all(
       repeats: rounds.
       fill: committed tokens behind which all is measured; fewer where the context is short.
       batch: rows; all costs are of a batch, in plain steps of that batch.
+      widths: of passes to measure, besides one token and each drafter's longest draft.
 
     Returns:
       The costs by name, in plain steps, and the seconds of a plain step.
     """
     fill = min(fill, (target.context_length or 2 * fill) // 2)
-    widths = sorted({*_WIDTHS, *(drafter.nodes + 1 for drafter in drafts.values())})
-    cache = target.init_cache(batch, fill + max(widths))
+    measured_widths = sorted({1, *widths, *(drafter.nodes + 1 for drafter in drafts.values())})
+    cache = target.init_cache(batch, fill + max(measured_widths))
     prompt = measure.copying_prompt(target.vocab_size, fill)
     variants: dict[Any, measure.Variant] = {
-        width: measure.forward(target, width, fill, cache) for width in widths
+        width: measure.forward(target, width, fill, cache) for width in measured_widths
     }
     variants["plain"] = measure.steps(target, decoding.NOTHING, prompt, batch)
     for name, drafter in drafts.items():
         variants["draft", name] = measure.proposal(target, drafter, prompt, batch)
         variants["step", name] = measure.steps(target, drafter, prompt, batch)
     found = measure.interleave(variants, repeats)
-    risen = optimize.isotonic_regression([found[width].median for width in widths]).x
+    risen = optimize.isotonic_regression([found[width].median for width in measured_widths]).x
     plain = found["plain"].median
-    passes = tuple(zip(widths, (risen / plain).tolist(), strict=True))
+    passes = tuple(zip(measured_widths, (risen / plain).tolist(), strict=True))
     costs = {}
     for name, drafter in drafts.items():
         levels = decoding.form_of(target, drafter).depth

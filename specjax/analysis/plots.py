@@ -1,0 +1,230 @@
+"""Pictures of acceptance and speed, in one style that reads on paper and on a dark page.
+
+Each function takes plain numbers by name, draws on `axes` (of matplotlib, the extra `plots`; by
+default a figure of its own) and returns them. Backgrounds are transparent, text and grid grey, and
+methods keep colour and marker from picture to picture where their order is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "acceptance_against_entropy",
+    "acceptance_by_position",
+    "predicted_against_measured",
+    "save",
+    "speedup_against",
+    "speedup_by_domain",
+]
+
+# Okabe and Ito's colours that stand off both white and black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY = "#7F7F7F"
+_LINE = {"linewidth": 1.6, "markersize": 5}
+
+Estimate = Sequence[float | None]
+"""An estimate with its interval: (estimate, low, high), of which the last two may be None."""
+
+
+def acceptance_by_position(
+    rates: Mapping[str, Sequence[float | None]],
+    tested: Mapping[str, Sequence[int]] | None = None,
+    axes: Any = None,
+) -> Any:
+    """Acceptance of the draft at each position, given that those before it were accepted.
+
+    Args:
+      rates: by method, a rate a position from 1 on; None where nothing was tested.
+      tested: how many drafts each rate stands on; gives error bars of one standard error.
+      axes: as above.
+    """
+    axes = _axes(axes)
+    longest = 1
+    for index, (method, row) in enumerate(rates.items()):
+        places = [i for i, rate in enumerate(row) if rate is not None]
+        values = np.asarray([row[i] for i in places], float)
+        bars = None
+        if tested is not None:
+            counts = np.asarray([tested[method][i] for i in places], float)
+            bars = np.sqrt(values * (1 - values) / np.maximum(counts, 1))
+        axes.errorbar(np.add(places, 1), values, bars, label=method, **_look(index), **_LINE)
+        longest = max(longest, len(row))
+    axes.set(xlabel="position in the draft", ylabel="acceptance rate", ylim=(0, 1.02))
+    axes.set_xticks(range(1, longest + 1))
+    return _finish(axes)
+
+
+def speedup_by_domain(speedups: Mapping[str, Mapping[str, Estimate]], axes: Any = None) -> Any:
+    """Bars of speedup over plain decoding, methods side by side in every domain.
+
+    Args:
+      speedups: by method and domain, estimates with intervals.
+      axes: as above.
+    """
+    domains = list(dict.fromkeys(domain for row in speedups.values() for domain in row))
+    axes = _axes(axes, width=max(6.4, 1.1 + 1.15 * len(domains)))
+    width = 0.8 / max(len(speedups), 1)
+    for index, (method, row) in enumerate(speedups.items()):
+        places = [i for i, domain in enumerate(domains) if domain in row]
+        found = [row[domains[i]] for i in places]
+        axes.bar(
+            np.add(places, (index - (len(speedups) - 1) / 2) * width),
+            [value[0] for value in found],
+            0.92 * width,
+            yerr=_bars(found),
+            color=_COLOURS[index % len(_COLOURS)],
+            error_kw={"ecolor": _GREY, "elinewidth": 1.0, "capsize": 2},
+            label=method,
+        )
+    _even(axes)
+    axes.set_xticks(range(len(domains)), [domain.replace("_", " ") for domain in domains])
+    if len(domains) > 5:
+        axes.tick_params(axis="x", labelrotation=25)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+            label.set_rotation_mode("anchor")
+    axes.set(ylabel="speedup over plain decoding")
+    return _finish(axes)
+
+
+def acceptance_against_entropy(
+    edges: Sequence[float],
+    bins: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    of: str = "the target's law",
+    axes: Any = None,
+) -> Any:
+    """Probability that a draft is accepted, by how open the next token is.
+
+    Args:
+      edges: of the bins, in nats, one more than there are bins.
+      bins: by method, counts of places and sums of their acceptance probabilities.
+      of: whose entropy.
+      axes: as above.
+    """
+    axes = _axes(axes)
+    middles = (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
+    for index, (method, (counts, sums)) in enumerate(bins.items()):
+        counts, sums = np.asarray(counts, float), np.asarray(sums, float)
+        seen = counts > 0
+        values = sums[seen] / counts[seen]
+        error = np.sqrt(np.clip(values * (1 - values), 0, None) / counts[seen])
+        axes.errorbar(middles[seen], values, error, label=method, **_look(index), **_LINE)
+    axes.set(xlabel=f"entropy of {of}, nats", ylabel="acceptance probability", ylim=(0, 1.02))
+    return _finish(axes)
+
+
+def speedup_against(
+    what: str, speedups: Mapping[str, Mapping[float, Estimate]], axes: Any = None
+) -> Any:
+    """Lines of speedup against a batch size, a length of text or whatever else doubles.
+
+    Args:
+      what: label of the axis, such as `batch size`.
+      speedups: by method and value, estimates with intervals.
+      axes: as above.
+    """
+    axes = _axes(axes)
+    for index, (method, row) in enumerate(speedups.items()):
+        found = [row[value] for value in sorted(row)]
+        axes.errorbar(
+            sorted(row),
+            [value[0] for value in found],
+            _bars(found),
+            label=method,
+            capsize=2,
+            **_look(index),
+            **_LINE,
+        )
+    values = sorted({value for row in speedups.values() for value in row})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    _even(axes)
+    axes.set(xlabel=what, ylabel="speedup over plain decoding")
+    return _finish(axes)
+
+
+def predicted_against_measured(
+    points: Mapping[str, Sequence[tuple[float, float]]], within: float = 0.15, axes: Any = None
+) -> Any:
+    """What the cost model promised and what came.
+
+    Args:
+      points: by method, pairs of predicted and measured speedup.
+      within: the band around equality that is shaded, as a share of what was measured.
+      axes: as above.
+    """
+    axes = _axes(axes, width=5.0, height=4.6)
+    every = [value for row in points.values() for pair in row for value in pair]
+    low, high = 0.9 * min(every, default=1.0), 1.1 * max(every, default=1.0)
+    line = np.array([low, high])
+    axes.fill_between(
+        line, line / (1 + within), line / (1 - within), color=_GREY, alpha=0.18, linewidth=0
+    )
+    axes.plot(line, line, color=_GREY, linewidth=1.0)
+    for index, (method, row) in enumerate(points.items()):
+        predicted, measured = np.asarray(row, float).reshape(-1, 2).T
+        look = {**_look(index), "linestyle": "none"}
+        axes.plot(predicted, measured, label=method, markersize=6, **look)
+    axes.set(xlabel="predicted speedup", ylabel="measured speedup")
+    axes.set(xlim=(low, high), ylim=(low, high))
+    return _finish(axes)
+
+
+def save(axes: Any, path: Any) -> None:
+    """Writes the figure of some axes, transparent, and closes it."""
+    # An extra, and slow to import.
+    from matplotlib import pyplot
+
+    axes.figure.savefig(path, dpi=160, transparent=True)
+    pyplot.close(axes.figure)
+
+
+def _axes(axes: Any, width: float = 6.4, height: float = 3.8) -> Any:
+    if axes is not None:
+        return axes
+    from matplotlib import pyplot
+
+    return pyplot.figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def _look(index: int) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+    }
+
+
+def _bars(found: Sequence[Estimate]) -> np.ndarray:
+    """Lengths below and above each estimate: [2, n]."""
+    rows = []
+    for estimate, low, high in found:
+        assert estimate is not None
+        rows.append(
+            (0.0, 0.0) if low is None or high is None else (estimate - low, high - estimate)
+        )
+    return np.maximum(np.asarray(rows, float).reshape(-1, 2).T, 0)
+
+
+def _even(axes: Any) -> None:
+    """The line where a method neither gains nor loses."""
+    axes.axhline(1.0, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0.5)
+
+
+def _finish(axes: Any) -> Any:
+    """Greys that both pages carry, a light grid, and a legend where there is more than one name."""
+    for place in ("top", "right"):
+        axes.spines[place].set_visible(False)
+    for place in ("left", "bottom"):
+        axes.spines[place].set_color(_GREY)
+    axes.tick_params(colors=_GREY, labelcolor=_GREY)
+    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        label.set_color(_GREY)
+    axes.grid(axis="y", color=_GREY, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if len(axes.get_legend_handles_labels()[1]) > 0:
+        axes.legend(frameon=False, labelcolor=_GREY, fontsize=8)
+    return axes

@@ -1,0 +1,334 @@
+"""The benchmark: its counts, its claims, its file of records, and what it says of bad input."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from experiments import (
+    benchmark,
+    benchmark_report,
+    benchmark_run,
+    binary,
+    methods,
+    prompt_files,
+    records,
+    targets,
+)
+from specjax import decoding
+
+# The tiny target has four layers: a draft of as many is the target itself.
+WHOLE = "model draft_length=3 draft=layers:4 greedy_draft=True"
+FLAGS = ["--model=tiny", f"--methods={WHOLE}", "--lengths=12", "--json", "--compilation_cache="]
+COST = decoding.Cost(0.1, ((1, 1.0), (4, 1.6)), overhead=0.1)
+ASKED = {
+    "method",
+    "settings",
+    "rule",
+    "group",
+    "question_id",
+    "prompt_tokens",
+    "new_tokens",
+    "prefill_seconds",
+    "target_steps",
+    "draft_steps",
+    "tau",
+    "acceptance_rate",
+    "accept_histogram",
+    "acceptance_by_position",
+    "overlap",
+    "seconds",
+    "tokens_per_second",
+    "inter_token_p50",
+    "inter_token_p95",
+    "plain_seconds",
+    "speedup",
+    "identical",
+    "certified",
+    "first_divergence",
+    "finish_reason",
+    "peak_bytes",
+    "device",
+    "dtype",
+    "versions",
+    "commit",
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """Two groups; one conversation of two turns."""
+    path = tmp_path_factory.mktemp("prompts") / "questions.jsonl"
+    lines = [
+        {"question_id": 1, "group": "rivers", "turns": ["What is a river?"]},
+        {"question_id": 2, "group": "rivers", "turns": ["Name three rivers."]},
+        {"question_id": 3, "category": "talk", "turns": ["Hello there.", "And what else?"]},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(config):
+    """A run on a target that is at hand, as the binary does it, at costs that are known."""
+    costs = {str(asked): COST for asked in config.methods}
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "costs_of", lambda *_: costs)
+        binary.parse_flags(["benchmark", "--compilation_cache="])
+        return benchmark.run(config, targets.tiny())
+
+
+@pytest.fixture(scope="module")
+def made(prompts, tmp_path_factory):
+    """A run: the flags of its input, its file, and its records."""
+    out = tmp_path_factory.mktemp("made") / "records.jsonl"
+    config = benchmark.Config(
+        model="tiny",
+        dtype="float32",
+        methods=(methods.parse(WHOLE), methods.parse("prompt_lookup draft_length=2")),
+        prompts=(str(prompts),),
+        groups=(),
+        count=None,
+        longest_prompt=500,
+        batches=(1, 2),
+        temperatures=(0.0, 0.8),
+        lengths=(12,),
+        contexts=(0,),
+        repeats=1,
+        seed=0,
+        out=str(out),
+    )
+    return config, run(config), records.read(out)[1]
+
+
+def test_records_hold_what_was_asked_for(made):
+    config, _, held = made
+    # Four turns, three methods, two batch sizes, two temperatures.
+    assert len(held) == 4 * 3 * 2 * 2
+    for record in held:
+        assert record.keys() >= ASKED
+        tested, accepted = record["tested"], record["accepted"]
+        assert record["new_tokens"] == len(record["tokens"]) <= 12
+        assert record["tau"] == record["new_tokens"] / record["target_steps"]
+        histogram = record["accept_histogram"]
+        assert sum(histogram) == sum(record["drafted"]) == record["target_steps"]
+        assert sum(i * steps for i, steps in enumerate(histogram)) == sum(accepted)
+        assert all(a <= t for a, t in zip(accepted, tested, strict=True))
+        assert record["certified"] is True
+        pathwise = record["rule"] == "match" or record["temperature"] == 0
+        assert record["identical"] is (True if pathwise else None)
+        assert record["first_divergence"] is None
+        pace = record["batch_tokens"] / record["seconds"]
+        plain = record["plain_batch_tokens"] / record["plain_seconds"]
+        assert record["speedup"] == pytest.approx(pace / plain)
+
+
+def test_the_target_drafting_for_itself_has_a_tau_that_is_known(made):
+    """Greedily every draft of three is right: twelve tokens are three steps of four."""
+    _, report, held = made
+    own = [r for r in held if r["method"] == WHOLE and r["temperature"] == 0]
+    assert len(own) == 8
+    assert any(record["new_tokens"] == 12 for record in own)
+    for record in own:
+        assert record["target_steps"] == -(-record["new_tokens"] // 4)
+        assert record["acceptance_rate"] == 1
+        if record["new_tokens"] == 12:
+            assert record["tau"] == 4
+            assert record["accept_histogram"] == [0, 0, 0, 3]
+            assert (record["drafted"], record["draft_steps"]) == ([0, 0, 0, 3], 9)
+            # Three steps of 3·0.1 + 1.6 + 0.1 plain ones.
+            assert record["predicted_speedup"] == pytest.approx(12 / 6)
+    plain = [r for r in held if r["method"] == "plain"]
+    assert all(r["tau"] == 1 and r["speedup"] == 1 for r in plain)
+    assert all(r["acceptance_rate"] is None for r in plain)
+    rows = {(r["temperature"], r["batch"], r["group"], r["method"]): r for r in report["rows"]}
+    assert rows[0, 1, "overall", WHOLE]["acceptance_rate"][0] == 1
+    assert rows[0, 1, "overall", WHOLE]["prompts"] == 3
+    assert rows[0, 1, "rivers", WHOLE]["prompts"] == 2
+
+
+def test_a_second_turn_goes_on_from_the_first(made):
+    """From the state that was left, the answer is that of the whole conversation at once."""
+    config, _, held = made
+    bundle = targets.tiny()
+    for name in ("plain", WHOLE):
+        first, second = (
+            next(
+                r
+                for r in held
+                if (r["method"], r["group"], r["turn"], r["batch"], r["temperature"])
+                == (name, "talk", turn, 1, 0.8)
+            )
+            for turn in (0, 1)
+        )
+        said = bundle.chat("Hello there.")
+        follow_up = bundle.tokenizer.follow_up("And what else?", first["tokens"])
+        assert second["prompt_tokens"] == len(follow_up)
+        task = benchmark_run.Task(
+            (prompt_files.Prompt(3, "talk", ("?",)),),
+            ([*said, *first["tokens"], *follow_up],),
+            **{"batch": 1, "temperature": 0.8, "max_new_tokens": 12, "context": 0},
+            capacity=512,
+        )
+        if name != "plain":
+            continue
+        # The key is that of the conversation's first words.
+        key = benchmark_run.hash_of(said)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(benchmark_run, "hash_of", lambda tokens, key=key: key)
+            decoders = {"plain": methods.parse("plain").decoder(bundle)}
+            (whole,) = benchmark_run.measured(
+                bundle, decoders, task, 1, config.seed, benchmark_run.Warm(), {}
+            )
+        assert whole["tokens"] == second["tokens"]
+
+
+def test_batches_change_no_text(made):
+    _, _, held = made
+    texts = {}
+    for r in held:
+        if r["rule"] == "match":
+            place = (r["prompt"], r["turn"], r["method"], r["temperature"])
+            texts.setdefault(place, set()).add(tuple(r["tokens"]))
+    assert texts and all(len(some) == 1 for some in texts.values())
+
+
+@pytest.mark.parametrize("cut", ["in a line", "between a prompt's records"])
+def test_a_killed_run_goes_on(made, tmp_path, cut, monkeypatch):
+    config, report, held = made
+    lines = pathlib.Path(config.out).read_text().splitlines()
+    # A whole prompt of three records is lost at the most.
+    kept = lines[:8]
+    out = tmp_path / "records.jsonl"
+    rest = lines[8][:40] if cut == "in a line" else "".join(lines[8] + "\n")
+    out.write_text("\n".join(kept) + "\n" + rest)
+    done, measured = [], benchmark_run.measured
+
+    def spied(bundle, decoders, task, *others):
+        done.append(task)
+        return measured(bundle, decoders, task, *others)
+
+    monkeypatch.setattr(benchmark_run, "measured", spied)
+    again = dataclasses.replace(config, out=str(out))
+    whole = run(again)
+    found = records.read(out)[1]
+
+    def texts(some):
+        return sorted((r["unit"], r["turn"], r["method"], r["tokens"]) for r in some)
+
+    assert texts(found) == texts(held)
+    kept_units = {json.loads(line)["unit"] for line in kept[1:7]}
+    again_units = [
+        benchmark.unit_of({"prompt": prompt.key, **task.cell})
+        for task in done
+        for prompt in task.prompts
+    ]
+    assert len(again_units) == len(set(again_units)) and not kept_units & set(again_units)
+    assert [row["tau"] for row in whole["rows"]] == [row["tau"] for row in report["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods=nothing"], "unknown method 'nothing'"),
+        (["--methods=draft speed=3"], "'speed=3' is no setting"),
+        (["--methods=prompt_lookup draft_length=x"], "'prompt_lookup draft_length=x'"),
+        (["--methods=prompt_lookup rule=nothing"], "nothing"),
+        (["--methods=plain"], "plain decoding always runs"),
+        (["--methods=prompt_lookup", "--methods=prompt_lookup"], "give each once"),
+        (["--groups=nowhere"], "unknown group 'nowhere'; the prompts' are code"),
+        (["--batches=0"], "--batches=0: give some, each once and at least 1"),
+        (["--lengths=8,8"], "--lengths=8,8"),
+        (["--temperatures=hot"], "--temperatures=hot must be numbers"),
+        (["--temperatures=-1"], "--temperatures=-1"),
+        (["--longest_prompt=3"], "no prompt is left to measure"),
+        (["--contexts=900000"], "more than the"),
+        (["--stop=never"], "--stop means nothing to this command"),
+    ],
+)
+def test_bad_input_ends_in_one_line(call, flags, message):
+    own = any("--methods" in flag for flag in flags)
+    given = [flag for flag in FLAGS if not (own and "--methods" in flag)]
+    code, _, error = call(benchmark, *given, "--count=1", *flags)
+    assert code == 2 and message in error.splitlines()[-1]
+
+
+def test_a_file_of_something_else_is_refused(call, made, prompts, tmp_path):
+    config, _, _ = made
+    out = tmp_path / "records.jsonl"
+    lines = pathlib.Path(config.out).read_text().splitlines()
+
+    def refused(text, *flags):
+        out.write_text(text)
+        code, _, error = call(
+            benchmark, *FLAGS, f"--prompts={prompts}", f"--out={out}", "--repeats=1", *flags
+        )
+        assert code == 2 and out.read_text() == text
+        return error.splitlines()[-1]
+
+    header = json.loads(lines[0])
+    assert "its methods is" in refused("\n".join(lines) + "\n")
+    header["methods"] = {WHOLE: header["methods"][WHOLE]}
+    other = {**header, "versions": {**header["versions"], "jax": "0.0.1"}}
+    assert "'jax': '0.0.1'" in refused(json.dumps(other) + "\n")
+    assert "its form is 0" in refused(json.dumps({**header, "form": 0}) + "\n")
+    assert "its seed is 0, and 3" in refused(json.dumps(header) + "\n", "--seed=3")
+    assert "line 2" in refused(json.dumps(header) + "\n{}\n")
+    assert "line 1" in refused("no record\n")
+    assert "is empty" in refused("")
+
+
+def test_methods_are_read_as_they_are_written():
+    for told in ("draft", "draft draft_length=3 stop=maximum:0.3 rule=match", WHOLE):
+        assert str(methods.parse(told)) == told
+    assert methods.parse("tree expansion=3-1").settings.expansion == "3-1"
+    with pytest.raises(ValueError, match="expansion='3-0'"):
+        methods.parse("tree expansion=3-0")
+    with pytest.raises(ValueError, match="draft_length='?2'? means nothing"):
+        methods.parse("tree draft_length=2")
+
+
+def test_speedups_are_of_all_tokens_over_all_seconds():
+    """Twice as fast on one prompt and as fast on another of thrice the time: 1.25, not 1.5."""
+
+    def record(prompt, method, seconds, plain):
+        base = {"tested": [4], "accepted": [2], "new_tokens": 12, "target_steps": 6}
+        return {
+            **base,
+            **{"unit": prompt, "prompt": prompt, "turn": 0, "method": method, "group": "g"},
+            **{"source": "x", "rule": "match", "draft_steps": 6, "overlap": 0.5},
+            **{"temperature": 0.0, "batch": 1, "max_new_tokens": 12, "context": 0},
+            **{"batch_tokens": 12, "seconds": seconds, "prefill_seconds": 1.0},
+            **{"plain_batch_tokens": 12, "plain_seconds": plain, "plain_prefill_seconds": 1.0},
+            **{"tokens_per_second": 12 / seconds, "speedup": plain / seconds},
+            **{"inter_token_p50": 0.1, "inter_token_p95": 0.2, "identical": True},
+            **{"first_divergence": None, "certified": True, "by_entropy": None},
+            **{"peak_bytes": 150 if method == "own" else 100, "predicted_speedup": 1.5},
+        }
+
+    held = [
+        record(prompt, method, seconds if method == "own" else plain, plain)
+        for prompt, seconds, plain in (("a", 1.0, 2.0), ("b", 3.0, 3.0))
+        for method in ("plain", "own")
+    ]
+    held[-1] |= {
+        "identical": False,
+        "first_divergence": {"position": 7, "tokens": [1, 2], "logit_gap": 0.5},
+    }
+    header = {"target": "t", "dtype": "float32", "device": "cpu", "versions": {}, "repeats": 1}
+    report = benchmark_report.summary({**header, "seed": 0, "commit": None}, held)
+    row = report["rows"][1]
+    assert row["speedup"][0] == pytest.approx(5 / 4)
+    assert row["speedup_with_prefill"][0] == pytest.approx(7 / 6)
+    assert row["speedup_median"][0] == pytest.approx(1.5)
+    assert row["tau"] == [2.0, 2.0, 2.0]
+    assert row["acceptance_rate"][0] == 0.5
+    assert row["identical"] == [1, 2]
+    # Twelve tokens agree, and of the other text seven and the one that differs were compared.
+    assert row["divergences_per_1000"] == pytest.approx(1000 / 20)
+    assert row["memory_overhead"] == pytest.approx(0.5)
+    assert row["predicted_speedup"] == pytest.approx(1.5)
+    assert "1 of 2 texts part from plain decoding's" in benchmark_report.text(report)
+    assert np.isfinite(row["speedup"]).all()
