@@ -119,6 +119,7 @@ def _row(
         "identical": [len(claimed) - len(parted), len(claimed)] if claimed else None,
         "divergences_per_1000": 1000 * len(parted) / compared if compared else None,
         "logit_gaps": sorted(f["logit_gap"] for f in parted if f["logit_gap"] is not None),
+        "cost": records[-1].get("cost"),
         "certified": all(r["certified"] for r in records),
         "memory_overhead": float(np.median(bytes_more)) if bytes_more else None,
         "by_entropy": _by_entropy(records),

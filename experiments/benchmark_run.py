@@ -33,7 +33,7 @@ PLAIN = "plain"
 # Capacities, so that a run compiles a handful of programs.
 _CAPACITIES = (512, 1024, 2048, 4096, 8192)
 _CHUNK = 64
-_STREAMED = 32
+_STREAMED = 24
 
 _State = TypeVar("_State")
 
@@ -167,6 +167,7 @@ def measured(
             drafter = decoders[name].drafter
             for record, text in zip(made, sides[name].texts, strict=False):
                 record["predicted_speedup"] = predicted(record, costs.get(name), drafter)
+                record["cost"] = dataclasses.asdict(costs[name]) if name in costs else None
                 record |= _overlap(bundle.target, drafter, (text, record["tokens"]), options)
             records += made
         if turn + 1 < len(task.prompts[0].turns):

@@ -389,12 +389,13 @@ def peak_bytes(
 ) -> int | None:
     """What the loop's program holds: weights, caches and text, and its temporaries.
 
-    None where the backend does not tell.
+    What two models share counts once. None where the backend does not tell.
     """
     memory = _traced(target, drafter, request, state, rule).lower().compile().memory_analysis()
+    held = {id(leaf): leaf for leaf in jax.tree.leaves((target, drafter, request, state))}
     if memory is None:
         return None
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return memory.temp_size_in_bytes + sum(leaf.nbytes for leaf in held.values())
 
 
 def _traced(target, drafter, request, state, rule) -> Any:

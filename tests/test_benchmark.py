@@ -305,7 +305,11 @@ def test_speedups_are_of_all_tokens_over_all_seconds():
             **{"tokens_per_second": 12 / seconds, "speedup": plain / seconds},
             **{"inter_token_p50": 0.1, "inter_token_p95": 0.2, "identical": True},
             **{"first_divergence": None, "certified": True, "by_entropy": None},
-            **{"peak_bytes": 150 if method == "own" else 100, "predicted_speedup": 1.5},
+            **{
+                "cost": None,
+                "peak_bytes": 150 if method == "own" else 100,
+                "predicted_speedup": 1.5,
+            },
         }
 
     held = [
