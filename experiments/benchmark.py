@@ -13,7 +13,7 @@ import itertools
 import math
 import pathlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,9 +119,15 @@ def _told(asked: methods.Asked) -> dict[str, Any]:
     return told
 
 
-def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, Any]:
-    """The report, ready for JSON; of the bundle where the caller has loaded it."""
-    prompts = prompt_files.chosen(prompt_files.read(*config.prompts), config.count, config.groups)
+def run(
+    config: Config,
+    bundle: checkpoints.Bundle | None = None,
+    prompts: Sequence[prompt_files.Prompt] | None = None,
+) -> dict[str, Any]:
+    """The report, ready for JSON; of bundle and prompts where the caller has them already."""
+    prompts = prompts or prompt_files.chosen(
+        prompt_files.read(*config.prompts), config.count, config.groups
+    )
     binary.start()
     bundle = bundle or targets.load(config.model, config.dtype)
     header = config.header(bundle)
@@ -189,7 +195,7 @@ def unit_of(record: Mapping[str, Any]) -> str:
 def _tasks(
     config: Config,
     bundle: checkpoints.Bundle,
-    prompts: list[prompt_files.Prompt],
+    prompts: Sequence[prompt_files.Prompt],
     done: set[str],
 ) -> tuple[list[benchmark_run.Task], int]:
     """What is left to do, and how many prompts are too long for it."""

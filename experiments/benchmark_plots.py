@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import benchmark_report
-from specjax.analysis import entropy, plots
+from specjax import decoding
+from specjax.analysis import cost_model, entropy, plots, practice
 
 __all__ = ["draw"]
 
@@ -32,11 +33,9 @@ def draw(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
         raise ValueError(f"--plots={folder} cannot be made: {error}") from error
     drawn = []
 
-    def save(name: str, axes: Any, title: str = "") -> None:
-        if title:
-            axes.set_title(title, fontsize=9)
+    def save(name: str, axes: Any, heading: str = "") -> None:
         path = folder / f"{name}.png"
-        plots.save(axes, path)
+        plots.save(axes, path, heading)
         drawn.append(path)
 
     for number, (heading, rows) in enumerate(benchmark_report.cells(report), start=1):
@@ -59,18 +58,50 @@ def draw(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
             if bins:
                 axes = plots.acceptance_against_entropy(entropy.EDGES, bins, of)
                 save(f"acceptance_by_entropy_of_{law}{end}", axes, heading)
+        points = {
+            name: [
+                (row["acceptance_rate"][0], row["speedup"][0])
+                for row in methods
+                if row["method"] == name and row["acceptance_rate"][0] is not None
+            ]
+            for name in by_domain
+        }
+        axes = plots.speedup_against_acceptance(_curves(overall), points, _CLAIMED)
+        save(f"speedup_by_acceptance{end}", axes, heading)
     for name, what in _SWEPT.items():
         lines = _lines(report, name)
         if lines:
             save(f"speedup_by_{name}", plots.speedup_against(what, lines))
-    points: dict[str, list[tuple[float, float]]] = {}
+    promised: dict[str, list[tuple[float, float]]] = {}
     for row in report["rows"]:
         if row["predicted_speedup"] is not None and row["group"] != benchmark_report.OVERALL:
             pair = (row["predicted_speedup"], row["speedup"][0])
-            points.setdefault(row["method"], []).append(pair)
-    if points:
-        save("predicted_against_measured", plots.predicted_against_measured(points))
+            promised.setdefault(row["method"], []).append(pair)
+    if promised:
+        save("predicted_against_measured", plots.predicted_against_measured(promised))
     return drawn
+
+
+_RATES = tuple(index / 50 for index in range(50))
+_CLAIMED = [
+    (claim.what, claim.acceptance, claim.speedup)
+    for claim in practice.CLAIMS
+    if claim.acceptance is not None
+]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The cost model where width is free, and at the costs of a draft model here."""
+    costs = {f"v = 1, c = {draft}": cost_model.free_width(draft) for draft in (0.05, 0.2)}
+    measured = [row for row in rows if row["cost"] is not None]
+    if measured:
+        dearest = max(measured, key=lambda row: row["cost"]["draft"])
+        cost = decoding.Cost(**dearest["cost"])
+        costs[f"measured v, c = {cost.draft:.2f}"] = cost
+    return {
+        name: (_RATES, [cost_model.best(rate, cost).speedup for rate in _RATES])
+        for name, cost in costs.items()
+    }
 
 
 _SWEPT = {

@@ -48,12 +48,13 @@ def read(*paths: str) -> list[Prompt]:
     prompts = []
     for path in paths or (str(BUILT_IN),):
         try:
-            lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+            text = pathlib.Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--prompts={path} cannot be read: {error}") from error
-        if not lines:
+        if not text.strip():
             raise ValueError(f"--prompts={path} holds no prompts")
-        for number, line in enumerate(lines, start=1):
+        # Texts may hold what `splitlines` takes for the end of a line.
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
             try:
                 given = json.loads(line)
                 turns = _turns(given)

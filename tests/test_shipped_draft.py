@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import methods
+from experiments import methods, prompt_files
 from specjax import analysis, checkpoints, decoding, drafters, trees, types
 from tests.cases import exhaustive
 
@@ -17,13 +16,13 @@ pytestmark = pytest.mark.optimised
 
 # Nine tenths of what is measured: 1.88.
 FLOOR = 1.7
-PROMPTS = sorted((pathlib.Path(methods.__file__).parent / "prompts").glob("ordinary_*.txt"))
+PROMPTS = [one for one in prompt_files.read() if str(one.question).startswith("ordinary_")]
 CARD = methods.SHIPPED.with_suffix(".json")
 
 
 @pytest.fixture(scope="module")
 def asked(smollm2):
-    return [smollm2.chat(path.read_text(encoding="utf-8")) for path in PROMPTS]
+    return [smollm2.chat(prompt.turns[0]) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")

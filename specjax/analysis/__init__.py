@@ -1,6 +1,6 @@
-"""Exactness by enumeration, acceptance by replay, where two decodes part, trees to look at."""
+"""Exactness by enumeration, acceptance by replay and scoring, where two decodes part, trees."""
 
-from specjax.analysis import intervals, replay
+from specjax.analysis import intervals, replay, scoring
 from specjax.analysis.acceptance import accepted_of, expected_accepted
 from specjax.analysis.certificates import Certificate, certify, certify_many
 from specjax.analysis.divergence import Divergence, first_divergence
@@ -22,6 +22,7 @@ __all__ = [
     "plot_tree",
     "random_law",
     "replay",
+    "scoring",
     "tree_text",
     "warped_law",
 ]

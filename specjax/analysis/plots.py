@@ -16,6 +16,7 @@ __all__ = [
     "predicted_against_measured",
     "save",
     "speedup_against",
+    "speedup_against_acceptance",
     "speedup_by_domain",
 ]
 
@@ -147,6 +148,42 @@ def speedup_against(
     return _finish(axes)
 
 
+def speedup_against_acceptance(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    claims: Sequence[tuple[str, Sequence[float], Sequence[float]]] = (),
+    axes: Any = None,
+) -> Any:
+    """What acceptance is worth: the cost model's curves, measured points, and what is quoted.
+
+    Args:
+      curves: by what they assume, acceptance rates and speedups.
+      points: by method, pairs of measured acceptance rate and speedup.
+      claims: names, acceptance from and to, speedup from and to; drawn as boxes.
+      axes: as above.
+    """
+    axes = _axes(axes)
+    styles = ("-", (0, (5, 2)), (0, (1, 1.5)))
+    for index, (name, (rates, speedups)) in enumerate(curves.items()):
+        style = styles[index % len(styles)]
+        axes.plot(rates, speedups, color=_GREY, linewidth=1.4, linestyle=style, label=name)
+    for name, (left, right), (low, high) in claims:
+        left, right = (left - 0.006, right + 0.006) if left == right else (left, right)
+        box = {"color": _GREY, "alpha": 0.16, "linewidth": 0}
+        axes.fill_between([left, right], low, high, **box)
+        axes.annotate(
+            name, (right, high), ha="right", va="bottom", fontsize=7, color=_GREY, zorder=4
+        )
+    for index, (method, row) in enumerate(points.items()):
+        rates, speedups = np.asarray(row, float).reshape(-1, 2).T
+        look = {**_look(index), "linestyle": "none"}
+        axes.plot(rates, speedups, label=method, markersize=6, **look)
+    _even(axes)
+    axes.set(xlabel="acceptance rate", ylabel="speedup over plain decoding", xlim=(0, 1.02))
+    axes.set_ylim(bottom=0)
+    return _finish(axes)
+
+
 def predicted_against_measured(
     points: Mapping[str, Sequence[tuple[float, float]]], within: float = 0.15, axes: Any = None
 ) -> Any:
@@ -174,11 +211,21 @@ def predicted_against_measured(
     return _finish(axes)
 
 
-def save(axes: Any, path: Any) -> None:
-    """Writes the figure of some axes, transparent, and closes it."""
+def save(axes: Any, path: Any, heading: str = "") -> None:
+    """Writes the figure of some axes, transparent, and closes it.
+
+    Args:
+      axes: of one of these pictures.
+      path: of the file, whose ending says what kind.
+      heading: written over the legend.
+    """
     # An extra, and slow to import.
     from matplotlib import pyplot
 
+    if heading and axes.get_legend() is not None:
+        axes.get_legend().set_title(heading, {"size": 8})
+        axes.get_legend().get_title().set_color(_GREY)
+        axes.get_legend().set_alignment("left")
     axes.figure.savefig(path, dpi=160, transparent=True)
     pyplot.close(axes.figure)
 
@@ -225,6 +272,15 @@ def _finish(axes: Any) -> Any:
         label.set_color(_GREY)
     axes.grid(axis="y", color=_GREY, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    if len(axes.get_legend_handles_labels()[1]) > 0:
-        axes.legend(frameon=False, labelcolor=_GREY, fontsize=8)
+    names = axes.get_legend_handles_labels()[1]
+    if names:
+        # Above the axes, where it covers nothing.
+        axes.legend(
+            frameon=False,
+            labelcolor=_GREY,
+            fontsize=8,
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2 if max(map(len, names)) > 18 else 4,
+        )
     return axes

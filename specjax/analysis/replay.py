@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import sampling, trees, types, verification
+from specjax import decoding, sampling, types, verification
+from specjax.analysis import counts, forcing, scoring
 
 __all__ = ["Agreement", "Estimate", "Record", "record", "record_agreement"]
 
@@ -152,20 +153,17 @@ class Agreement:
             raise ValueError(
                 f"length={length} cannot be told from drafts of {self.length}; record longer ones"
             )
-        emitted = steps = 0
-        for accepted in self.accepted:
-            place = 0
-            while place < len(accepted):
-                place += 1 + min(int(accepted[place]), length, len(accepted) - place - 1)
-                steps += 1
-            emitted += len(accepted)
-        return emitted / steps
+        steps = sum(
+            counts.begins(accepted[:, None] > np.arange(length)[None]).sum()
+            for accepted in self.accepted
+        )
+        return sum(map(len, self.accepted)) / float(steps)
 
 
 def record(
     target: types.LanguageModel,
     draft_model: types.LanguageModel,
-    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    texts: Sequence[forcing.Text],
     asked: types.Sampling,
     *,
     target_temperatures: Sequence[float] = (),
@@ -201,44 +199,22 @@ def record(
         name: {temperature: [] for temperature in temperatures}
         for name, (_, temperatures) in wanted.items()
     }
-    for prompt, answer in texts:
-        if not len(prompt) or not len(answer):
-            raise ValueError("a text needs a prompt and an answer of at least one token each")
-        tokens = _padded([*prompt, *answer])
+    for text in texts:
         for name, (model, temperatures) in wanted.items():
-            laws = _of_own_tokens(model, tokens, asked, jnp.asarray(temperatures, jnp.float32))
-            for temperature, row in zip(temperatures, np.asarray(laws), strict=True):
-                last = len(prompt) + len(answer) - 1
-                found[name][temperature].append(row[len(prompt) - 1 : last])
+            wished = jnp.asarray(temperatures, jnp.float32)
+            rows = forcing.forced(_of_own_token, wished, model, decoding.NOTHING, text, asked)
+            for temperature, row in zip(temperatures, rows.T, strict=True):
+                found[name][temperature].append(row)
     return Record(own, found["target"], found["draft"])
 
 
-def _padded(tokens: Sequence[int]) -> jax.Array:
-    """A row of tokens, filled up so that texts share few programs: int32[1, T]."""
-    row = np.zeros((1, -(-len(tokens) // 128) * 128), np.int32)
-    row[0, : len(tokens)] = tokens
-    return jnp.asarray(row)
-
-
-@jax.jit
-def _of_own_tokens(model, tokens, asked, temperatures):
-    """log-probability of every token's successor, at each temperature: [temperatures, T]."""
-    output, _ = model.apply(model.params, tokens, model.init_cache(*tokens.shape), None, ())
-    size = tokens.shape[1]
-    # The text before each place, as the path of a chain after nothing.
-    past = types.History(
-        tokens,
-        jnp.zeros((1,), jnp.int32),
-        jnp.broadcast_to(tokens[:, None], (1, size, size)),
-        jnp.arange(1, size + 1, dtype=jnp.int32)[None],
-    )
-    following = jnp.roll(tokens, -1, axis=1)
+def _of_own_token(temperatures, drafter, state, place) -> jax.Array:
+    """log-probability of the text's token at each temperature."""
+    del drafter, state
 
     def at(temperature):
-        law = sampling.warp(
-            dataclasses.replace(asked, temperature=temperature), output.logits, past
-        )
-        return jnp.take_along_axis(law, following[:, :, None], axis=2)[0, :, 0]
+        asked = dataclasses.replace(place.context.sampling, temperature=temperature)
+        return sampling.warp(asked, place.logits, place.past)[0, 0, place.token]
 
     return jax.lax.map(at, temperatures)
 
@@ -246,7 +222,7 @@ def _of_own_tokens(model, tokens, asked, temperatures):
 def record_agreement(
     target: types.LanguageModel,
     drafter: types.Drafter,
-    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    texts: Sequence[forcing.Text],
     asked: types.Sampling | None = None,
 ) -> Agreement:
     """Lets a deterministic drafter guess from every place of texts that the target wrote.
@@ -260,52 +236,9 @@ def record_agreement(
     Raises:
       ValueError: a drafter that draws, whose guesses another key would change.
     """
-    asked = types.Sampling() if asked is None else asked
-    accepted, length = [], 0
-    for prompt, answer in texts:
-        tokens = _padded([*prompt, *answer])
-        counts, depth = _agreements(target, drafter, tokens, asked)
-        length = int(depth)
-        first, last = len(prompt), len(prompt) + len(answer)
-        # Guesses beyond the text's end were never tried.
-        left = last - np.arange(first, last)
-        accepted.append(np.minimum(np.asarray(counts)[first:last], left))
-    return Agreement(length, accepted)
-
-
-@jax.jit
-def _agreements(target, drafter, tokens, asked) -> tuple[Any, Any]:
-    """How many drafts agree with the text from every place on: int32[T], and D."""
-    size = tokens.shape[1]
-    output, _ = target.apply(
-        target.params, tokens, target.init_cache(*tokens.shape), None, drafter.taps
-    )
-    keys = jax.random.split(jax.random.key(0), 1)
-    depths = []
-
-    def at(state, place):
-        """The draft of tokens place, place + 1, …; the one before is the root."""
-        one = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, place - 1, 1, axis=1), output
+    form = jax.eval_shape(decoding.first_draft, target, drafter)
+    if not form.is_deterministic:
+        raise ValueError(
+            f"drafter {drafter.name!r} draws its drafts; analysis.record estimates those"
         )
-        length = jnp.reshape(place, (1,))
-        context = types.Context(tokens, length, length > 0, asked, target, None, keys)
-        draft, _ = drafter.propose(drafter.params, state, context, keys)
-        if not draft.is_deterministic:
-            raise ValueError(
-                f"drafter {drafter.name!r} draws its drafts; analysis.record estimates those"
-            )
-        depths.append(draft.tree.max_depth)
-        position = place + trees.depths(draft.tree)[:, 1:] - 1
-        text = jnp.take_along_axis(tokens, jnp.minimum(position, size - 1), axis=1)
-        count = verification.resolve(draft, (draft.tokens == text) & (position < size))[1]
-        # The root joins what the drafter has seen.
-        fed = drafter.prefill(
-            drafter.params, state, tokens, length - 1, jnp.ones((1,), jnp.int32), one
-        )
-        return fed, count[0]
-
-    state = drafter.init(drafter.params, 1, size + drafter.nodes + 1)
-    places = jnp.arange(1, size, dtype=jnp.int32)
-    _, counts = jax.lax.scan(at, state, places)
-    return jnp.pad(counts, (1, 0)), depths[-1]
+    return Agreement(form.tree.max_depth, scoring.score(target, drafter, texts, asked).accepted)

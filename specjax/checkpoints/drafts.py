@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
+import jax.typing
 import numpy as np
 
 from specjax import types
@@ -109,7 +110,10 @@ def _config(given: dict[str, Any]) -> configs.TransformerConfig:
 
 
 def export(
-    path: str | os.PathLike[str], bundle: loading.Bundle, folder: str | os.PathLike[str]
+    path: str | os.PathLike[str],
+    bundle: loading.Bundle,
+    folder: str | os.PathLike[str],
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
 ) -> None:
     """Writes a draft as a Hugging Face folder, for libraries that take an assistant model.
 
@@ -118,7 +122,7 @@ def export(
     Args:
       path: as `read` takes it.
       bundle: the target.
-      folder: as `huggingface.write` takes it.
+      folder, dtype: as `huggingface.write` takes them.
 
     Raises:
       ValueError: as `read` and `huggingface.write`, or a draft with a head or a width of its own.
@@ -139,7 +143,7 @@ def export(
         )
     headless = {name: branch for name, branch in params.items() if name != "head"}
     whole = dataclasses.replace(config, tied_embeddings=True, head_rows=None)
-    huggingface.write(folder, whole, headless, bundle.tokenizer)
+    huggingface.write(folder, whole, headless, bundle.tokenizer, dtype)
 
 
 def weights(

@@ -15,7 +15,9 @@ def test_of_a_mean():
     found = intervals.mean(values)
     half = stats.norm.ppf(0.975) * np.std(values) / np.sqrt(len(values))
     assert found.estimate == pytest.approx(np.mean(values))
-    np.testing.assert_allclose([found.low, found.high], np.mean(values) + np.array([-half, half]), atol=0.012)
+    np.testing.assert_allclose(
+        [found.low, found.high], np.mean(values) + np.array([-half, half]), atol=0.012
+    )
 
 
 def test_of_a_median():

@@ -1,6 +1,8 @@
 """Scoring: laws at every place against enumeration, and counts against what decoding counts."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +106,13 @@ def test_a_deterministic_draft_is_accepted_where_the_target_draws_it():
     assert found.refused[0].tolist() == [True, True, False, False, False, True]
 
 
+def test_agreement_ends_with_the_text():
+    """Behind the text stands what no one wrote: here what the draft goes on with."""
+    found = scoring.score(TARGET, drafters.prompt_lookup(3), [([0] * 4, [0] * 5)])
+    assert found.accepted[0].tolist() == [3, 3, 3, 2, 1]
+    assert not found.refused[0].any()
+
+
 def test_where_a_draft_stops_there_is_no_law():
     drafter = drafters.model(DRAFT, 3, stop_below=0.6)
     found = scoring.score(TARGET, drafter, TEXTS, types.Sampling(0.7))
@@ -181,7 +190,6 @@ def test_a_drafter_may_read_the_targets_cache_and_features(chunk):
 
 # Counts, against decoding of the same text.
 
-_STOPPED = {"stop_below": 0.45}
 _DETERMINISTIC = {
     "lookup": lambda length: drafters.prompt_lookup(length, shortest=1),
     "greedy model": lambda length: drafters.model(DRAFT, length, greedy=True),
@@ -192,7 +200,7 @@ _DETERMINISTIC = {
 }
 _DRAWN = {
     "model": lambda length: drafters.model(DRAFT, length),
-    "stopping model": lambda length: drafters.model(DRAFT, length, **_STOPPED),
+    "stopping model": lambda length: drafters.model(DRAFT, length, stop_below=0.45),
     "tree": lambda length: drafters.tree(DRAFT, (2,) * length),
 }
 
@@ -249,35 +257,59 @@ def test_one_drafted_token_tells_all_greedy_lengths(kind):
         check_counts(scores.counts(length), result.statistics)
 
 
+_ENDING, _LONGEST = 3, 4
+# Every answer of at most four tokens that a 3 ends, or the limit.
+_ANSWERS = [
+    answer
+    for length in range(1, _LONGEST + 1)
+    for answer in itertools.product(range(VOCAB), repeat=length)
+    if _ENDING not in answer[:-1] and (answer[-1] == _ENDING or length == _LONGEST)
+]
+
+
+@functools.cache
+def scores_of_all(kind):
+    texts = [([1, 2], answer) for answer in _ANSWERS]
+    return scoring.score(TARGET, _DRAWN[kind](1), texts, types.Sampling(0.9))
+
+
+def test_both_ways_agree_on_text_that_the_target_would_not_write():
+    laws, agreement = (scoring.score(TARGET, drafters.model(DRAFT, k), TEXTS) for k in (1, 3))
+    assert any((row == -np.inf).any() for row in laws.log_p)
+    for length in (2, 3):
+        for one, other in zip(
+            dataclasses.astuple(laws.counts(length)),
+            dataclasses.astuple(agreement.counts(length)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("kind", ["model", "stopping model"])
 def test_drawn_drafts_are_counted_in_the_mean_given_the_text(kind, rule):
     """Many decodes of few texts: the difference to every text's own expectation has mean 0."""
-    rows, length, asked = 20_000, 3, types.Sampling(0.9)
-    build = _DRAWN[kind]
+    rows, length = 10_000, 3
     result = specjax.generate(
         TARGET,
-        build(length),
+        _DRAWN[kind](length),
         [[1, 2]] * rows,
         rule=rule,
         key=jax.random.key(7),
-        sampling=asked,
-        max_new_tokens=5,
-        eos=(3,),
+        sampling=types.Sampling(0.9),
+        max_new_tokens=_LONGEST,
+        eos=(_ENDING,),
     )
-    answers = list(map(tuple, result.new_tokens))
-    distinct = sorted(set(answers))
-    texts = [([1, 2], answer) for answer in distinct]
-    expected = scoring.score(TARGET, build(1), texts, asked).counts(length, rule)
-    index = np.asarray([distinct.index(answer) for answer in answers])
-    counted = result.statistics
-    for found, wanted in (
-        (counted.target_steps[:, None], expected.steps[index][:, None]),
-        (counted.tested, expected.tested[index]),
-        (counted.accepted, expected.accepted[index]),
+    index = np.asarray([_ANSWERS.index(tuple(answer)) for answer in result.new_tokens])
+    expected, counted = scores_of_all(kind).counts(length, rule), result.statistics
+    for found, of_text in (
+        (counted.target_steps[:, None], expected.steps[:, None]),
+        (counted.tested, expected.tested),
+        (counted.accepted, expected.accepted),
     ):
+        wanted = of_text[index]
         gap = np.asarray(found, np.float64) - wanted
-        # Given the text means given what is expected of it: neither mean nor slope is left.
+        # Of what the text tells nothing is left, neither in the mean nor along it.
         for weight in (np.ones_like(gap), wanted - wanted.mean(axis=0)):
             weighted = gap * weight
             error = weighted.std(axis=0) / np.sqrt(rows)
@@ -289,7 +321,7 @@ def test_the_overlap_is_the_acceptance_rate_of_drafts_of_one_token():
     """Over laws without context, where every place of every text is alike; within 0.01."""
     p, q = jnp.asarray([1.0, 0.2, -0.5, 0.0]), jnp.asarray([0.1, 0.8, 0.0, -1.0])
     target, drafter = models.tabular_model(p), drafters.model(models.tabular_model(q), 1)
-    prompts, asked = [[1]] * 512, types.Sampling(0.8)
+    prompts, asked = [[1]] * 256, types.Sampling(0.8)
     options = {"key": jax.random.key(9), "sampling": asked, "max_new_tokens": 64, "eos": ()}
     result = specjax.generate(target, drafter, prompts, rule="token", **options)
     texts = [([1], answer) for answer in result.new_tokens[:4]]

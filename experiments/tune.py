@@ -1,0 +1,262 @@
+"""Method and draft length for your prompts on this machine: predicted, then measured.
+
+    python -m experiments.tune --prompts=questions.jsonl
+
+lets the target answer half of the prompts, scores every candidate on the answers, measures what
+steps cost here, and predicts the speedup of every draft length and tree. The best of each candidate
+is then decoded, in turn with plain decoding, on the other half.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from experiments import benchmark, benchmark_run, binary, methods, prompt_files, step_costs, targets
+from specjax import checkpoints, decoding, types
+from specjax.analysis import scoring, tuning
+
+_TAKES = binary.takes(
+    binary.COUNT,
+    binary.LONGEST,
+    binary.MAX_NEW_TOKENS,
+    binary.PROMPTS,
+    binary.REPEATS,
+    binary.TEMPERATURE,
+)
+_CANDIDATES = flags.DEFINE_multi_string(
+    "candidates",
+    [
+        "prompt_lookup",
+        "draft",
+        "tree greedy_draft=True expansion=2-1-1",
+        "tree greedy_draft=True expansion=2-2-1",
+        "tree greedy_draft=True expansion=3-1-1",
+    ],
+    "Methods to weigh, with settings; draft lengths are found. May be given again.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, as the flags give it."""
+
+    model: str
+    candidates: tuple[methods.Asked, ...]
+    prompts: tuple[str, ...]
+    count: int
+    longest_prompt: int
+    max_new_tokens: int
+    temperature: float
+    repeats: int
+    seed: int
+
+    def __post_init__(self):
+        for name in ("longest_prompt", "max_new_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
+        if self.count < 2:
+            raise ValueError(
+                f"--count={self.count} must be at least 2: half of a group's prompts is profiled, "
+                "and half measured"
+            )
+        types.Sampling(self.temperature)
+        for asked in self.candidates:
+            if asked.name == "plain" or asked.settings.draft_length is not None:
+                raise ValueError(
+                    f"--candidates={asked}: name drafting methods without draft_length, which is "
+                    "what is found"
+                )
+
+
+def profile(
+    bundle: checkpoints.Bundle, prompts: Sequence[prompt_files.Prompt], config: Config
+) -> list[tuple[list[int], list[int]]]:
+    """First turns with the target's own answers, as token ids."""
+    plain, key = methods.parse("plain").decoder(bundle), jax.random.key(config.seed)
+    texts = []
+    with binary.Progress(f"writing {len(prompts)} answers") as progress:
+        for done, prompt in enumerate(prompts, start=1):
+            tokens = bundle.chat(prompt.turns[0])
+            request, state = decoding.init(
+                plain.target,
+                plain.drafter,
+                [tokens],
+                keys=jax.random.fold_in(key, benchmark_run.hash_of(tokens))[None],
+                max_new_tokens=config.max_new_tokens,
+                sampling=types.Sampling(config.temperature),
+                capacity=benchmark_run.capacity_of(len(tokens) + config.max_new_tokens),
+            )
+            (answer,) = plain.decode(request, state).new_tokens
+            texts.append((tokens, answer))
+            progress.at(done, len(prompts))
+    return texts
+
+
+def scored(
+    bundle: checkpoints.Bundle, texts: Sequence[tuple[list[int], list[int]]], config: Config
+) -> dict[methods.Asked, scoring.Scores]:
+    """Every candidate led through the texts; a chain drawn from laws is told token by token."""
+    found = {}
+    for asked in config.candidates:
+        drafter = of_length(asked, max(step_costs.LENGTHS)).unstopping(bundle)
+        form = jax.eval_shape(decoding.first_draft, bundle.target, drafter)
+        if form.tree.is_chain and not form.is_deterministic:
+            drafter = of_length(asked, 1).unstopping(bundle)
+        law = types.Sampling(config.temperature)
+        with binary.Progress(f"scoring {asked}"):
+            found[asked] = scoring.score(bundle.target, drafter, texts, law)
+    return found
+
+
+def weigh(
+    bundle: checkpoints.Bundle, scores: Mapping[methods.Asked, scoring.Scores], batch: int = 1
+) -> tuple[dict[methods.Asked, list[tuning.Option]], decoding.Cost, float]:
+    """What every candidate promises in such a batch, by draft length.
+
+    Returns:
+      The options, the costs of one of the candidates (the passes of all), and the seconds of a
+      plain step.
+
+    Raises:
+      ValueError: a candidate whose scores tell no length, such as a sampled tree's.
+    """
+    drafters = {
+        asked: of_length(asked, max(step_costs.LENGTHS)).unstopping(bundle) for asked in scores
+    }
+    with binary.Progress(f"measuring costs at batch {batch}"):
+        costs, seconds = step_costs.of_all(bundle.target, drafters, batch=batch)
+    found = {}
+    for asked, of_texts in scores.items():
+        found[asked] = tuning.options(of_texts, costs[asked], step_costs.LENGTHS, asked.rule, batch)
+        if not found[asked]:
+            raise ValueError(
+                f"--candidates={asked} cannot be scored at temperature {of_texts.temperature}: "
+                "trees are told greedily, or with greedy_draft=True"
+            )
+    return found, next(iter(costs.values())), seconds
+
+
+def of_length(asked: methods.Asked, length: int) -> methods.Asked:
+    """The method with drafts of K = `length`, which never stop; a tree as it is."""
+    takes = methods.find(asked.name).takes
+    settings = asked.settings
+    if "draft_length" in takes:
+        settings = dataclasses.replace(settings, draft_length=length)
+    if "stop" in takes and settings.stop is None:
+        settings = dataclasses.replace(settings, stop="never")
+    return dataclasses.replace(asked, settings=settings)
+
+
+def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, Any]:
+    """The report, ready for JSON; of the bundle where the caller has loaded it."""
+    prompts = prompt_files.chosen(prompt_files.read(*config.prompts), config.count)
+    binary.start()
+    bundle = bundle or targets.load(config.model)
+    prompts = [p for p in prompts if len(bundle.chat(p.turns[0])) <= config.longest_prompt]
+    by_group: dict[str, list[prompt_files.Prompt]] = {}
+    for prompt in prompts:
+        by_group.setdefault(prompt.group, []).append(prompt)
+    profiled = [prompt for some in by_group.values() for prompt in some[::2]]
+    held = [prompt for some in by_group.values() for prompt in some[1::2]]
+    if not held:
+        raise ValueError(
+            f"no group has two prompts of at most --longest_prompt={config.longest_prompt} tokens"
+        )
+    texts = profile(bundle, profiled, config)
+    weighed, _, _ = weigh(bundle, scored(bundle, texts, config))
+    best = {
+        of_length(asked, option.length): option
+        for asked, option in (
+            (asked, max(options, key=lambda option: option.speedup))
+            for asked, options in weighed.items()
+        )
+    }
+    measured = benchmark.run(
+        benchmark.Config(
+            model=config.model,
+            dtype="float32",
+            methods=tuple(best),
+            prompts=config.prompts,
+            groups=(),
+            count=None,
+            longest_prompt=config.longest_prompt,
+            batches=(1,),
+            temperatures=(config.temperature,),
+            lengths=(config.max_new_tokens,),
+            contexts=(0,),
+            repeats=config.repeats,
+            seed=config.seed,
+        ),
+        bundle,
+        held,
+    )
+    rows = {row["method"]: row for row in measured["rows"]}  # the last of each is of all groups
+    chosen = [
+        {
+            "method": str(asked),
+            **dataclasses.asdict(option),
+            "measured_tau": rows[str(asked)]["tau"],
+            "measured": rows[str(asked)]["speedup"],
+        }
+        for asked, option in best.items()
+    ]
+    chosen.sort(key=lambda row: -row["speedup"])
+    return {
+        "temperature": config.temperature,
+        "profiled": len(profiled),
+        "held": len(held),
+        "weighed": {
+            str(asked): [dataclasses.asdict(option) for option in options]
+            for asked, options in weighed.items()
+        },
+        "chosen": chosen,
+        "best": chosen[0]["method"] if chosen[0]["speedup"] > 1 else benchmark_run.PLAIN,
+        "versions": binary.versions(),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Every length's promise, then what the best of each came to."""
+    lines = [f"predicted speedup on the answers to {report['profiled']} prompts, by draft length"]
+    width = max(map(len, report["weighed"]))
+    for name, options in report["weighed"].items():
+        told = "  ".join(f"{one['length']}: {one['speedup']:.2f}" for one in options)
+        lines.append(f"{name:<{width}}  {told}")
+    lines += ["", f"the best of each, measured on {report['held']} other prompts"]
+    width = max(len(row["method"]) for row in report["chosen"])
+    for row in report["chosen"]:
+        estimate, low, high = row["measured"]
+        spread = "" if low is None else f" ({low:.2f}–{high:.2f})"
+        lines.append(
+            f"{row['method']:<{width}}  predicted {row['speedup']:.2f} at τ {row['tau']:.2f}, "
+            f"measured {estimate:.2f}{spread} at τ {row['measured_tau'][0]:.2f}"
+        )
+    lines.append(f"best here: {report['best']}")
+    return "\n".join(lines)
+
+
+def config_from_flags() -> Config:
+    """Reads the flags; ValueError names the one that is wrong."""
+    return Config(
+        model=binary.MODEL.value,
+        candidates=tuple(map(methods.parse, _CANDIDATES.value)),
+        prompts=tuple(binary.PROMPTS.value),
+        count=binary.given(binary.COUNT, 4),
+        longest_prompt=binary.given(binary.LONGEST, 1024),
+        max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 96),
+        temperature=binary.given(binary.TEMPERATURE, 0.0),
+        repeats=binary.given(binary.REPEATS, 1),
+        seed=binary.SEED.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; bad input ends in one line and exit code 2."""
+    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=binary.parse_flags)

@@ -1,0 +1,53 @@
+"""Tuning: the target as its own draft is known to be worth its cost; bad input ends in one line."""
+
+import json
+
+import pytest
+
+from experiments import step_costs, tune
+from specjax import decoding
+
+FLAGS = ["--model=tiny", "--max_new_tokens=12", "--json", "--compilation_cache="]
+WHOLE = "model draft=layers:4"
+
+
+def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypatch):
+    """Every greedy draft of the whole target is right: at free drafts the longest is best."""
+    path = tmp_path / "questions.jsonl"
+    turns = ("What is a river?", "Name three rivers.", "Hello there.", "Sing.")
+    path.write_text("".join(json.dumps({"group": "g", "turns": [turn]}) + "\n" for turn in turns))
+    cost = decoding.Cost(0.01, ((1, 1.0), (9, 1.4)))
+    monkeypatch.setattr(
+        step_costs, "of_all", lambda target, drafts, **_: (dict.fromkeys(drafts, cost), 0.01)
+    )
+    flags = [f"--candidates={WHOLE}", "--candidates=prompt_lookup", f"--prompts={path}"]
+    code, output, _ = call(tune, *FLAGS, *flags, "--count=4")
+    assert code == 0
+    report = json.loads(output.splitlines()[-1])
+    assert (report["profiled"], report["held"]) == (2, 2)
+    options = {one["length"]: one for one in report["weighed"][WHOLE]}
+    assert options.keys() == set(step_costs.LENGTHS)
+    assert all(one["acceptance_rate"] == 1 for one in options.values())
+    # Two texts of twelve tokens in steps of four.
+    assert options[3]["tau"] == 4
+    assert options[3]["speedup"] == pytest.approx(24 / (6 * (3 * 0.01 + cost.of_pass(4))))
+    best = max(options.values(), key=lambda one: one["speedup"])
+    assert report["best"] == f"model draft_length={best['length']} draft=layers:4 stop=never"
+    row = next(row for row in report["chosen"] if row["method"] == report["best"])
+    assert row["speedup"] == best["speedup"] and row["measured"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--count=1", "--count=1 must be at least 2"),
+        ("--candidates=draft draft_length=3", "without draft_length, which is what is found"),
+        ("--candidates=plain", "name drafting methods"),
+        ("--candidates=none", "unknown method 'none'"),
+        ("--longest_prompt=2", "no group has two prompts"),
+        ("--temperature=-1", "temperature"),
+    ],
+)
+def test_bad_input_ends_in_one_line(call, flag, message):
+    code, _, error = call(tune, *FLAGS, flag)
+    assert code == 2 and message in error.splitlines()[-1]
