@@ -2,10 +2,11 @@
 
     python -m experiments.advise --log=requests.jsonl
 
-reads when requests came and how long they were, finds how many the machine would have at once
-(plain decoding, requests sharing it as rows of a batch), measures here what steps of batches of
-those sizes cost, and tells what speculation promises at each. Where the log holds texts, acceptance
-is scored on them; otherwise on answers to the built-in prompts.
+reads when requests came and how long they were: JSON lines with `arrival` (seconds, or ISO 8601)
+and `prompt_tokens` and `new_tokens`, or texts as `experiments.logs` says. It finds how many the
+machine would have at once (plain decoding, requests sharing it as rows of a batch), measures here
+what steps of batches of those sizes cost, and tells what speculation promises at each. Where the
+log holds texts, acceptance is scored on them; otherwise on answers to the built-in prompts.
 """
 
 import dataclasses
@@ -17,23 +18,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from experiments import binary, logs, measure, methods, prompt_files, targets, tune
 from specjax import checkpoints, decoding
 from specjax.analysis import scoring, serving, tuning
 
-_TAKES = binary.takes(binary.COUNT, binary.LONGEST, binary.MAX_NEW_TOKENS, binary.TEMPERATURE)
-_LOG = flags.DEFINE_string(
-    "log",
-    None,
-    "JSON lines with `arrival` (seconds, or a time in ISO 8601) and `prompt_tokens` and "
-    "`new_tokens`, or texts under `prompt` (or `messages`, `turns`) and `answer`.",
+_TAKES = binary.takes(
+    binary.BATCHES,
+    binary.COUNT,
+    binary.LOG,
+    binary.LONGEST,
+    binary.MAX_NEW_TOKENS,
+    binary.METHODS,
+    binary.TEMPERATURE,
 )
-_CANDIDATES = flags.DEFINE_multi_string(
-    "candidates", ["prompt_lookup", "draft"], "Methods to weigh; may be given again."
-)
-_BATCHES = flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32"], "Sizes to measure.")
+_CANDIDATES = ("prompt_lookup", "draft")
+_SIZES = (1, 2, 4, 8, 16, 32)
 _SHARE = 0.95
 _PREFILLED = 256
 # What practitioners say: sure below, marginal above.
@@ -62,7 +63,7 @@ class Config:
     """One run, as the flags give it."""
 
     model: str
-    log: str
+    log: tuple[str, ...]
     candidates: tuple[methods.Asked, ...]
     batches: tuple[int, ...]
     count: int
@@ -215,7 +216,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     """The report, ready for JSON; of the bundle where the caller has loaded it."""
     binary.start()
     bundle = bundle or targets.load(config.model)
-    requests = read(config.log, bundle)
+    requests = [request for path in config.log for request in read(path, bundle)]
     texts = [request.text for request in requests if request.text is not None]
     texts = [text for text in texts if len(text[0]) <= config.longest_prompt and text[1]]
     is_own = bool(texts)
@@ -227,8 +228,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     slots = max(request.prompt_tokens + request.new_tokens for request in requests)
     if bundle.target.context_length is not None and slots > bundle.target.context_length:
         raise ValueError(
-            f"--log={config.log} holds a request of {slots} tokens, and the model's context has "
-            f"{bundle.target.context_length}"
+            f"--log={','.join(config.log)} holds a request of {slots} tokens, and the model's "
+            f"context has {bundle.target.context_length}"
         )
     scores = tune.scored(bundle, texts, config.tuned())
     rows = [at_batch(bundle, scores, batch, slots) for batch in config.batches]
@@ -332,16 +333,17 @@ def _yes(told: bool | None) -> str:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    if _LOG.value is None:
+    if not binary.LOG.value:
         raise ValueError("give --log, a file of JSON lines with `arrival` and lengths")
     try:
-        batches = tuple(int(size) for size in _BATCHES.value)
-    except ValueError:
-        raise ValueError(f"--batches={','.join(_BATCHES.value)} must be whole numbers") from None
+        batches = tuple(int(size) for size in binary.BATCHES.value) or _SIZES
+    except ValueError as error:
+        sizes = ",".join(binary.BATCHES.value)
+        raise ValueError(f"--batches={sizes} must be whole numbers") from error
     return Config(
         model=binary.MODEL.value,
-        log=_LOG.value,
-        candidates=tuple(map(methods.parse, _CANDIDATES.value)),
+        log=tuple(binary.LOG.value),
+        candidates=tuple(map(methods.parse, binary.METHODS.value or _CANDIDATES)),
         batches=batches,
         count=binary.given(binary.COUNT, 2),
         longest_prompt=binary.given(binary.LONGEST, 1024),

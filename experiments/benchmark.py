@@ -33,23 +33,18 @@ from specjax import checkpoints, decoding, types
 from specjax.training import folders
 
 _TAKES = binary.takes(
+    binary.BATCHES,
     binary.COUNT,
     binary.DTYPE,
     binary.LONGEST,
+    binary.METHODS,
     binary.OUT,
     binary.PLOTS,
     binary.PROMPTS,
     binary.REPEATS,
     binary.REPORT,
 )
-_METHODS = flags.DEFINE_multi_string(
-    "methods",
-    ["prompt_lookup", "draft"],
-    f"One of {', '.join(methods.METHODS)}, with settings, as in `draft draft_length=3 rule=match`; "
-    "may be given again.",
-)
 _GROUPS = flags.DEFINE_list("groups", [], "Groups of prompts; default all.")
-_BATCHES = flags.DEFINE_list("batches", ["1"], "Rows decoded together.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "0 is greedy.")
 _LENGTHS = flags.DEFINE_list("lengths", ["128"], "Longest answers, in tokens.")
 _CONTEXTS = flags.DEFINE_list(
@@ -288,12 +283,12 @@ def config_from_flags() -> Config:
     return Config(
         model=binary.MODEL.value,
         dtype=binary.DTYPE.value,
-        methods=tuple(map(methods.parse, _METHODS.value)),
+        methods=tuple(map(methods.parse, binary.METHODS.value or ["prompt_lookup", "draft"])),
         prompts=tuple(binary.PROMPTS.value),
         groups=tuple(_GROUPS.value),
         count=binary.COUNT.value,
         longest_prompt=binary.given(binary.LONGEST, 1536),
-        batches=numbers(_BATCHES, int),
+        batches=numbers(binary.BATCHES, int) or (1,),
         temperatures=numbers(_TEMPERATURES, float),
         lengths=numbers(_LENGTHS, int),
         contexts=numbers(_CONTEXTS, int),

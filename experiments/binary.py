@@ -56,11 +56,20 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 TEMPERATURE = flags.DEFINE_float("temperature", None, "0 is greedy; default by binary.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the requests' keys.")
 BATCH = flags.DEFINE_integer("batch", None, "Rows decoded or verified together.")
+BATCHES = flags.DEFINE_list("batches", [], "Rows decoded together, several sizes.")
 REPEATS = flags.DEFINE_integer("repeats", None, "Timed runs of each; default by binary.")
 METHOD = flags.DEFINE_string("method", None, "A decoding method's name; default by binary.")
+METHODS = flags.DEFINE_multi_string(
+    "methods",
+    [],
+    "A decoding method with settings, as in `draft draft_length=3 rule=match`; may be given again.",
+)
 COMPARE = flags.DEFINE_bool("compare", False, "Also decode plainly, and compare.")
 PROMPTS = flags.DEFINE_multi_string(
     "prompts", [], "JSON lines with `turns` (and `group`); may be given again; default built-in."
+)
+LOG = flags.DEFINE_multi_string(
+    "log", [], "JSON lines of traffic, as the binary tells; may be given again."
 )
 COUNT = flags.DEFINE_integer("count", None, "Prompts, spread evenly; default by binary.")
 LONGEST = flags.DEFINE_integer(
@@ -233,7 +242,8 @@ def report(
 def start() -> float:
     """What comes before the first program is compiled; the seconds that native kernels took."""
     process.keep_memory()
-    compilation.keep_programs(COMPILATION_CACHE.value)
+    # A notebook or a script calls a binary's functions without flags.
+    compilation.keep_programs(COMPILATION_CACHE.value if flags.FLAGS.is_parsed() else None)
     began = time.perf_counter()
     native.available()
     return time.perf_counter() - began

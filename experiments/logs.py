@@ -8,7 +8,7 @@ from typing import Any
 
 from specjax import checkpoints
 
-__all__ = ["Pair", "read"]
+__all__ = ["Pair", "parse", "read"]
 
 # What logs call it when the model itself ended its answer.
 _ENDED = ("eos", "stop")
@@ -88,11 +88,12 @@ def read(*paths: str) -> list[Pair]:
         lines = text.removesuffix("\n").split("\n")
         if not text.strip():
             raise ValueError(f"--log={path} is empty; {_WISH}")
-        pairs += [_pair(path, number, line) for number, line in enumerate(lines, start=1)]
+        pairs += [parse(path, number, line) for number, line in enumerate(lines, start=1)]
     return list({pair.key: pair for pair in pairs}.values())
 
 
-def _pair(path: str, number: int, line: str) -> Pair:
+def parse(path: str, number: int, line: str) -> Pair:
+    """One line of a log; ValueError as `read`."""
     place = f"--log={path}, line {number}"
     try:
         given = json.loads(line)

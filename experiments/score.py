@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from experiments import binary, logs, methods, prompt_files, records, targets
 from specjax import checkpoints, decoding, types
@@ -31,18 +31,13 @@ _TAKES = binary.takes(
     binary.COUNT,
     binary.DRAFT,
     binary.DRAFT_LENGTH,
+    binary.LOG,
     binary.LONGEST,
     binary.METHOD,
     binary.OUT,
     binary.RULE,
     binary.STOP,
     binary.TEMPERATURE,
-)
-_LOG = flags.DEFINE_multi_string(
-    "log",
-    [],
-    "JSON lines with `prompt` (or `messages`, or `turns`) and `answer`, and perhaps `group` and "
-    "`finish_reason`; may be given again.",
 )
 
 
@@ -273,7 +268,7 @@ def config_from_flags() -> Config:
     return Config(
         model=binary.MODEL.value,
         asked=methods.Asked(binary.given(binary.METHOD, "draft"), settings, binary.RULE.value),
-        log=tuple(_LOG.value),
+        log=tuple(binary.LOG.value),
         count=binary.COUNT.value,
         longest_prompt=binary.given(binary.LONGEST, 1536),
         temperature=binary.given(binary.TEMPERATURE, 0.0),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app
 
 from experiments import benchmark, benchmark_run, binary, methods, prompt_files, step_costs, targets
 from specjax import checkpoints, decoding, types
@@ -22,20 +22,17 @@ _TAKES = binary.takes(
     binary.COUNT,
     binary.LONGEST,
     binary.MAX_NEW_TOKENS,
+    binary.METHODS,
     binary.PROMPTS,
     binary.REPEATS,
     binary.TEMPERATURE,
 )
-_CANDIDATES = flags.DEFINE_multi_string(
-    "candidates",
-    [
-        "prompt_lookup",
-        "draft",
-        "tree greedy_draft=True expansion=2-1-1",
-        "tree greedy_draft=True expansion=2-2-1",
-        "tree greedy_draft=True expansion=3-1-1",
-    ],
-    "Methods to weigh, with settings; draft lengths are found. May be given again.",
+_CANDIDATES = (
+    "prompt_lookup",
+    "draft",
+    "tree greedy_draft=True expansion=2-1-1",
+    "tree greedy_draft=True expansion=2-2-1",
+    "tree greedy_draft=True expansion=3-1-1",
 )
 
 
@@ -54,19 +51,14 @@ class Config:
     seed: int
 
     def __post_init__(self):
-        for name in ("longest_prompt", "max_new_tokens", "repeats"):
+        for name in ("count", "longest_prompt", "max_new_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
-        if self.count < 2:
-            raise ValueError(
-                f"--count={self.count} must be at least 2: half of a group's prompts is profiled, "
-                "and half measured"
-            )
         types.Sampling(self.temperature)
         for asked in self.candidates:
             if asked.name == "plain" or asked.settings.draft_length is not None:
                 raise ValueError(
-                    f"--candidates={asked}: name drafting methods without draft_length, which is "
+                    f"--methods={asked}: name drafting methods without draft_length, which is "
                     "what is found"
                 )
 
@@ -133,7 +125,7 @@ def weigh(
         found[asked] = tuning.options(of_texts, costs[asked], step_costs.LENGTHS, asked.rule, batch)
         if not found[asked]:
             raise ValueError(
-                f"--candidates={asked} cannot be scored at temperature {of_texts.temperature}: "
+                f"--methods={asked} cannot be scored at temperature {of_texts.temperature}: "
                 "trees are told greedily, or with greedy_draft=True"
             )
     return found, next(iter(costs.values())), seconds
@@ -163,7 +155,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     held = [prompt for some in by_group.values() for prompt in some[1::2]]
     if not held:
         raise ValueError(
-            f"no group has two prompts of at most --longest_prompt={config.longest_prompt} tokens"
+            f"no group has two prompts of at most --longest_prompt={config.longest_prompt} tokens "
+            f"among --count={config.count}: half of them is profiled, and half measured"
         )
     texts = profile(bundle, profiled, config)
     weighed, _, _ = weigh(bundle, scored(bundle, texts, config))
@@ -197,7 +190,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     chosen = [
         {
             "method": str(asked),
-            **dataclasses.asdict(option),
+            **_told(option),
             "measured_tau": rows[str(asked)]["tau"],
             "measured": rows[str(asked)]["speedup"],
         }
@@ -209,13 +202,18 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         "profiled": len(profiled),
         "held": len(held),
         "weighed": {
-            str(asked): [dataclasses.asdict(option) for option in options]
-            for asked, options in weighed.items()
+            str(asked): [_told(option) for option in options] for asked, options in weighed.items()
         },
         "chosen": chosen,
         "best": chosen[0]["method"] if chosen[0]["speedup"] > 1 else benchmark_run.PLAIN,
         "versions": binary.versions(),
     }
+
+
+def _told(option: tuning.Option) -> dict[str, Any]:
+    """Ready for JSON, which knows no NaN."""
+    told = dataclasses.asdict(option)
+    return {name: None if value != value else value for name, value in told.items()}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -242,7 +240,7 @@ def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
     return Config(
         model=binary.MODEL.value,
-        candidates=tuple(map(methods.parse, _CANDIDATES.value)),
+        candidates=tuple(map(methods.parse, binary.METHODS.value or _CANDIDATES)),
         prompts=tuple(binary.PROMPTS.value),
         count=binary.given(binary.COUNT, 4),
         longest_prompt=binary.given(binary.LONGEST, 1024),

@@ -20,7 +20,7 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
     monkeypatch.setattr(
         step_costs, "of_all", lambda target, drafts, **_: (dict.fromkeys(drafts, cost), 0.01)
     )
-    flags = [f"--candidates={WHOLE}", "--candidates=prompt_lookup", f"--prompts={path}"]
+    flags = [f"--methods={WHOLE}", "--methods=prompt_lookup", f"--prompts={path}"]
     code, output, _ = call(tune, *FLAGS, *flags, "--count=4")
     assert code == 0
     report = json.loads(output.splitlines()[-1])
@@ -40,10 +40,10 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--count=1", "--count=1 must be at least 2"),
-        ("--candidates=draft draft_length=3", "without draft_length, which is what is found"),
-        ("--candidates=plain", "name drafting methods"),
-        ("--candidates=none", "unknown method 'none'"),
+        ("--count=1", "among --count=1: half of them is profiled"),
+        ("--methods=draft draft_length=3", "without draft_length, which is what is found"),
+        ("--methods=plain", "name drafting methods"),
+        ("--methods=none", "unknown method 'none'"),
         ("--longest_prompt=2", "no group has two prompts"),
         ("--temperature=-1", "temperature"),
     ],

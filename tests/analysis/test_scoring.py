@@ -15,7 +15,8 @@ from specjax.analysis import counts, scoring
 
 VOCAB = 4
 TARGET_TABLE = models.random_table(jax.random.key(3), VOCAB, 3, 2.0)
-DRAFT_TABLE = models.random_table(jax.random.key(4), VOCAB, 2, 1.5)
+# A draft that is often right.
+DRAFT_TABLE = TARGET_TABLE + models.random_table(jax.random.key(4), VOCAB, 3, 1.0)
 TARGET, DRAFT = models.tabular_model(TARGET_TABLE), models.tabular_model(DRAFT_TABLE)
 TEXTS = [([1, 2], [0, 3, 3, 1, 2, 0, 1]), ([3], [2]), ([0, 1, 0, 1], [0, 1, 0, 1, 3, 3, 3, 3, 2])]
 FIELDS = ("overlap", "entropy_p", "entropy_q", "log_p", "log_q", "accepted", "refused")
@@ -251,6 +252,9 @@ def test_one_drafted_token_tells_all_greedy_lengths(kind):
     prompts = [[1, 2, 1, 2], [3], [0, 0]]
     texts = list(zip(prompts, written(TARGET, prompts, 0.0, 30, eos=()), strict=True))
     scores = scoring.score(TARGET, _DRAWN[kind](1), texts)
+    absent = np.isnan(np.concatenate(scores.overlap))
+    assert absent.any() == (kind == "stopping model") and not absent.all()
+    assert 0 < scores.counts(5).acceptance_rate.estimate < 1
     for length in (1, 2, 5):
         result = specjax.generate(TARGET, _DRAWN[kind](length), prompts, max_new_tokens=30, eos=())
         assert result.new_tokens == [answer for _, answer in texts]
