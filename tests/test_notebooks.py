@@ -52,6 +52,9 @@ def test_a_notebook_is_stored_stripped(path):
 def test_a_notebook_runs(path, monkeypatch):
     before = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", str(ROOT) + (os.pathsep + before if before else ""))
+    # What measures takes a few prompts.
+    monkeypatch.setenv("SPECJAX_NOTEBOOK_PROMPTS", "1")
+    monkeypatch.setenv("SPECJAX_NOTEBOOK_GROUPS", "code,copy_editing")
     # Figures are drawn as in a browser, whatever the tests themselves draw with.
     monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = nbformat.read(path, as_version=4)

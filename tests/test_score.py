@@ -177,15 +177,17 @@ def test_what_a_line_may_hold(bundle, tmp_path):
         {"prompt": "?", "answer": [*ids, end], "finish_reason": "eos", "category": "x"},
         {"prompt": "?", "answer": ids, "finish_reason": "length", "group": "y"},
         {"prompt": "?", "answer": "", "finish_reason": "stop"},
+        # The same may be asked and answered twice.
+        {"prompt": "?", "answer": answer},
     ]
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), "utf-8")
     pairs = logs.read(str(path), str(path))
-    assert [pair.group for pair in pairs] == ["lines", "lines", "x", "y", "lines"]
+    assert [pair.group for pair in pairs] == ["lines", "lines", "x", "y", "lines", "lines"]
     found = [pair.tokens(bundle) for pair in pairs]
-    assert [answer for _, answer in found] == [ids, [*ids, end], [*ids, end], ids, [end]]
+    assert [answer for _, answer in found] == [ids, [*ids, end], [*ids, end], ids, [end], ids]
     assert all(prompt == bundle.chat("?") for prompt, _ in found)
-    assert len({pair.key for pair in pairs}) == 5
+    assert len({pair.key for pair in pairs}) == 6
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,13 @@ from specjax.analysis import counts, scoring
 
 VOCAB = 4
 TARGET_TABLE = models.random_table(jax.random.key(3), VOCAB, 3, 2.0)
-# A draft that is often right.
+# Drafts that are often right.
 DRAFT_TABLE = TARGET_TABLE + models.random_table(jax.random.key(4), VOCAB, 3, 1.0)
 TARGET, DRAFT = models.tabular_model(TARGET_TABLE), models.tabular_model(DRAFT_TABLE)
+# Greedy texts of a larger vocabulary do not soon repeat themselves.
+_WIDE_TABLE = models.random_table(jax.random.key(5), 16, 3, 2.0)
+WIDE = models.tabular_model(_WIDE_TABLE)
+WIDE_DRAFT = models.tabular_model(_WIDE_TABLE + models.random_table(jax.random.key(6), 16, 3, 1.5))
 TEXTS = [([1, 2], [0, 3, 3, 1, 2, 0, 1]), ([3], [2]), ([0, 1, 0, 1], [0, 1, 0, 1, 3, 3, 3, 3, 2])]
 FIELDS = ("overlap", "entropy_p", "entropy_q", "log_p", "log_q", "accepted", "refused")
 
@@ -46,19 +50,6 @@ def places(texts):
         for index, (prompt, answer) in enumerate(texts)
         for place, token in enumerate(answer)
     ]
-
-
-def written(target, prompts, temperature, count, **options):
-    """What plain decoding gives."""
-    result = specjax.autoregressive(
-        target,
-        prompts,
-        key=jax.random.key(5),
-        sampling=types.Sampling(temperature),
-        max_new_tokens=count,
-        **options,
-    )
-    return result.new_tokens
 
 
 # Laws.
@@ -192,22 +183,26 @@ def test_a_drafter_may_read_the_targets_cache_and_features(chunk):
 # Counts, against decoding of the same text.
 
 _DETERMINISTIC = {
-    "lookup": lambda length: drafters.prompt_lookup(length, shortest=1),
-    "greedy model": lambda length: drafters.model(DRAFT, length, greedy=True),
-    "greedy tree": lambda length: drafters.tree(DRAFT, (2,) * length, greedy=True),
-    "greedy union": lambda length: drafters.union(
-        drafters.prompt_lookup(length), drafters.model(DRAFT, length, greedy=True)
+    "lookup": lambda draft, length: drafters.prompt_lookup(length, shortest=1),
+    "greedy model": lambda draft, length: drafters.model(draft, length, greedy=True),
+    "greedy tree": lambda draft, length: drafters.tree(draft, (2,) * length, greedy=True),
+    "greedy union": lambda draft, length: drafters.union(
+        drafters.prompt_lookup(length), drafters.model(draft, length, greedy=True)
     ),
 }
 _DRAWN = {
-    "model": lambda length: drafters.model(DRAFT, length),
-    "stopping model": lambda length: drafters.model(DRAFT, length, stop_below=0.45),
-    "tree": lambda length: drafters.tree(DRAFT, (2,) * length),
+    "model": lambda draft, length: drafters.model(draft, length),
+    "stopping model": lambda draft, length: drafters.model(draft, length, stop_below=0.6),
+    "tree": lambda draft, length: drafters.tree(draft, (2,) * length),
 }
 
 
+PROMPTS = [[1, 2, 1, 2], [3], [0, 0]]
+
+
 def check_counts(found, statistics):
-    """To the last count, text by text."""
+    """To the last count, text by text; some drafts are accepted and some are not."""
+    assert 0 < float(statistics.acceptance_rate) < 1
     np.testing.assert_array_equal(found.tokens, statistics.emitted)
     np.testing.assert_array_equal(found.steps, statistics.target_steps)
     np.testing.assert_array_equal(found.tested, statistics.tested)
@@ -225,8 +220,7 @@ def check_counts(found, statistics):
 )
 def test_agreement_is_counted_as_decoding_counts(kind, temperature):
     """Texts that a limit ends and texts that end themselves; for shorter drafts too."""
-    build = (_DETERMINISTIC | _DRAWN)[kind]
-    prompts = [[1, 2, 1, 2], [3], [0, 0]]
+    build = functools.partial((_DETERMINISTIC | _DRAWN)[kind], WIDE_DRAFT)
     options = {
         "key": jax.random.key(5),
         "sampling": types.Sampling(temperature),
@@ -235,30 +229,42 @@ def test_agreement_is_counted_as_decoding_counts(kind, temperature):
     }
     results = {
         length: specjax.generate(
-            TARGET, build(length), prompts, **options, rule=None if temperature == 0 else "match"
+            WIDE, build(length), PROMPTS, **options, rule=None if temperature == 0 else "match"
         )
         for length in (1, 3)
     }
     answers = results[3].new_tokens
     assert answers == results[1].new_tokens
-    texts = list(zip(prompts, answers, strict=True))
-    scores = scoring.score(TARGET, build(3), texts, options["sampling"])
+    texts = list(zip(PROMPTS, answers, strict=True))
+    scores = scoring.score(WIDE, build(3), texts, options["sampling"])
     for length, result in results.items():
         check_counts(scores.counts(length), result.statistics)
 
 
 @pytest.mark.parametrize("kind", ["model", "stopping model"])
 def test_one_drafted_token_tells_all_greedy_lengths(kind):
-    prompts = [[1, 2, 1, 2], [3], [0, 0]]
-    texts = list(zip(prompts, written(TARGET, prompts, 0.0, 30, eos=()), strict=True))
-    scores = scoring.score(TARGET, _DRAWN[kind](1), texts)
+    build = functools.partial(_DRAWN[kind], WIDE_DRAFT)
+    options = {"max_new_tokens": 30, "eos": ()}
+    answers = specjax.autoregressive(WIDE, PROMPTS, **options).new_tokens
+    scores = scoring.score(WIDE, build(1), list(zip(PROMPTS, answers, strict=True)))
     absent = np.isnan(np.concatenate(scores.overlap))
     assert absent.any() == (kind == "stopping model") and not absent.all()
-    assert 0 < scores.counts(5).acceptance_rate.estimate < 1
     for length in (1, 2, 5):
-        result = specjax.generate(TARGET, _DRAWN[kind](length), prompts, max_new_tokens=30, eos=())
-        assert result.new_tokens == [answer for _, answer in texts]
+        result = specjax.generate(WIDE, build(length), PROMPTS, **options)
+        assert result.new_tokens == answers
         check_counts(scores.counts(length), result.statistics)
+
+
+def test_both_ways_agree_on_text_that_the_target_would_not_write():
+    laws, agreement = (scoring.score(TARGET, drafters.model(DRAFT, k), TEXTS) for k in (1, 3))
+    assert any((row == -np.inf).any() for row in laws.log_p)
+    for length in (2, 3):
+        for one, other in zip(
+            dataclasses.astuple(laws.counts(length)),
+            dataclasses.astuple(agreement.counts(length)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
 
 
 _ENDING, _LONGEST = 3, 4
@@ -274,19 +280,7 @@ _ANSWERS = [
 @functools.cache
 def scores_of_all(kind):
     texts = [([1, 2], answer) for answer in _ANSWERS]
-    return scoring.score(TARGET, _DRAWN[kind](1), texts, types.Sampling(0.9))
-
-
-def test_both_ways_agree_on_text_that_the_target_would_not_write():
-    laws, agreement = (scoring.score(TARGET, drafters.model(DRAFT, k), TEXTS) for k in (1, 3))
-    assert any((row == -np.inf).any() for row in laws.log_p)
-    for length in (2, 3):
-        for one, other in zip(
-            dataclasses.astuple(laws.counts(length)),
-            dataclasses.astuple(agreement.counts(length)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(one, other)
+    return scoring.score(TARGET, _DRAWN[kind](DRAFT, 1), texts, types.Sampling(0.9))
 
 
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
@@ -296,7 +290,7 @@ def test_drawn_drafts_are_counted_in_the_mean_given_the_text(kind, rule):
     rows, length = 10_000, 3
     result = specjax.generate(
         TARGET,
-        _DRAWN[kind](length),
+        _DRAWN[kind](DRAFT, length),
         [[1, 2]] * rows,
         rule=rule,
         key=jax.random.key(7),
