@@ -45,8 +45,7 @@ def draw(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
             continue
         end = f"_{number}" if len(benchmark_report.cells(report)) > 1 else ""
         rates = {row["method"]: row["acceptance_by_position"] for row in overall}
-        tested = {row["method"]: row["tested_by_position"] for row in overall}
-        save(f"acceptance_by_position{end}", plots.acceptance_by_position(rates, tested), heading)
+        save(f"acceptance_by_position{end}", plots.acceptance_by_position(rates), heading)
         by_domain: dict[str, dict[str, Any]] = {}
         for row in methods:
             by_domain.setdefault(row["method"], {})[row["group"]] = row["speedup"]

@@ -5,7 +5,6 @@ all tokens over all seconds; the median of the prompts' own speedups stands besi
 """
 
 import itertools
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -71,15 +70,17 @@ def _row(
     for record in records:
         prompts.setdefault(record["prompt"], []).append(record)
 
-    def sums(value: Callable[[Mapping[str, Any]], float]) -> list[float]:
-        return [sum(map(value, turns)) for turns in prompts.values()]
+    def named(*names: str, place: int | None = None) -> list[list[float]]:
+        """Sums over every prompt's turns; of a list's one place, or of all of them."""
+        columns = []
+        for name in names:
+            values = (
+                [np.sum(r[name] if place is None else r[name][place]) for r in turns]
+                for turns in prompts.values()
+            )
+            columns.append([float(sum(value)) for value in values])
+        return columns
 
-    def named(*names: str) -> list[list[float]]:
-        return [sums(lambda record, name=name: record[name]) for name in names]
-
-    tested, accepted = (
-        np.sum([record[name] for record in records], axis=0) for name in ("tested", "accepted")
-    )
     paces = named("batch_tokens", "seconds", "plain_batch_tokens", "plain_seconds")
     before = named("prefill_seconds", "plain_prefill_seconds")
     whole = [paces[0], _sum(paces[1], before[0]), paces[2], _sum(paces[3], before[1])]
@@ -98,20 +99,18 @@ def _row(
         "rule": records[0]["rule"],
         "prompts": len(prompts),
         "new_tokens": sum(r["new_tokens"] for r in records),
-        "tau": _told(intervals.ratio(*named("new_tokens", "target_steps"))),
-        "acceptance_rate": _told(
-            intervals.ratio(sums(lambda r: sum(r["accepted"])), sums(lambda r: sum(r["tested"])))
-        ),
+        "tau": intervals.ratio(*named("new_tokens", "target_steps")).told(),
+        "acceptance_rate": intervals.ratio(*named("accepted", "tested")).told(),
         "acceptance_by_position": [
-            float(a / t) if t else None for a, t in zip(accepted, tested, strict=True)
+            intervals.ratio(*named("accepted", "tested", place=place)).told()
+            for place in range(len(records[0]["tested"]))
         ],
-        "tested_by_position": tested.tolist(),
-        "overlap": _told(intervals.mean(overlaps)) if overlaps else None,
+        "overlap": intervals.mean(overlaps).told() if overlaps else None,
         "draft_steps_a_step": sum(r["draft_steps"] for r in records)
         / max(sum(r["target_steps"] for r in records), 1),
-        "speedup": _told(intervals.bootstrap(_speedup, *paces)),
-        "speedup_median": _told(intervals.median([r["speedup"] for r in records])),
-        "speedup_with_prefill": _told(intervals.bootstrap(_speedup, *whole)),
+        "speedup": intervals.bootstrap(_speedup, *paces).told(),
+        "speedup_median": intervals.median([r["speedup"] for r in records]).told(),
+        "speedup_with_prefill": intervals.bootstrap(_speedup, *whole).told(),
         "predicted_speedup": sum(r["new_tokens"] for r in records) / sum(costs) if costs else None,
         "tokens_per_second": sum(paces[0]) / sum(paces[1]),
         "inter_token_p50": float(np.median([r["inter_token_p50"] for r in records])),
@@ -144,12 +143,6 @@ def _by_entropy(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _told(interval: intervals.Interval) -> list[float | None]:
-    """Estimate, low, high; None where there is none."""
-    values = (interval.estimate, interval.low, interval.high)
-    return [None if math.isnan(value) else value for value in values]
-
-
 def cells(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """The rows of each temperature, batch, length and context, under a heading."""
     made = []
@@ -160,10 +153,8 @@ def cells(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]
     return made
 
 
-def _interval(value: Sequence[float | None] | None) -> str:
-    if value is None or value[0] is None:
-        return "–"
-    return str(intervals.Interval(*(math.nan if part is None else part for part in value)))
+def _interval(told: Sequence[float | None] | None) -> str:
+    return "–" if told is None else str(intervals.Interval.read(told))
 
 
 def _number(value: float | None, form: str = "{:.2f}") -> str:
@@ -179,7 +170,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "τ": lambda row: _interval(row["tau"]),
     "α": lambda row: _interval(row["acceptance_rate"]),
     "overlap": lambda row: _interval(row["overlap"]),
-    "by position": lambda row: " ".join(_number(rate) for rate in row["acceptance_by_position"]),
+    "by position": lambda row: " ".join(_number(rate[0]) for rate in row["acceptance_by_position"]),
     "speedup": lambda row: _interval(row["speedup"]),
     "median": lambda row: _number(row["speedup_median"][0]),
     "predicted": lambda row: _number(row["predicted_speedup"]),

@@ -200,7 +200,7 @@ def _summary(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "texts": len(made),
         "tokens": tokens,
         "places": places,
-        "overlap": _told(intervals.ratio(columns["overlap"], columns["places"])),
+        "overlap": intervals.ratio(columns["overlap"], columns["places"]).told(),
         "entropy_target": sum(columns["entropy_target"]) / tokens,
         "entropy_draft": sum(columns["entropy_draft"]) / places if places else None,
         "improbable": sum(columns["improbable"]),
@@ -209,17 +209,11 @@ def _summary(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = ("tokens", "target_steps", "tested", "accepted")
         found = counts.Counts(*(np.asarray(columns[name]) for name in names))
         summary |= {
-            "tau": _told(found.tau),
-            "acceptance_rate": _told(found.acceptance_rate),
-            "acceptance_by_position": [_told(rate) for rate in found.by_position],
+            "tau": found.tau.told(),
+            "acceptance_rate": found.acceptance_rate.told(),
+            "acceptance_by_position": [rate.told() for rate in found.by_position],
         }
     return summary
-
-
-def _told(interval: intervals.Interval) -> dict[str, float | None]:
-    """An interval ready for JSON."""
-    values = dataclasses.asdict(interval).items()
-    return {name: None if np.isnan(value) else value for name, value in values}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -234,13 +228,16 @@ def table(report: dict[str, Any]) -> str:
     for name, row in report["groups"].items():
         entropies = (_shown(row[key]) for key in ("entropy_target", "entropy_draft"))
         positions = row.get("acceptance_by_position", [])
-        shown = [_shown_interval(row.get(key)) for key in ("tau", "acceptance_rate", "overlap")]
+        shown = [
+            "–" if key not in row else str(intervals.Interval.read(row[key]))
+            for key in ("tau", "acceptance_rate", "overlap")
+        ]
         lines.append(
             f"{name:<20}{row['texts']:>7}{row['tokens']:>9}  "
             + "".join(f"{text:<18}" for text in shown)
             + "".join(f"{text:>6}" for text in entropies)
             + "  "
-            + " ".join(_shown(rate["estimate"]) for rate in positions)
+            + " ".join(_shown(rate[0]) for rate in positions)
         )
     overall = report["groups"]["overall"]
     if overall["improbable"]:
@@ -254,12 +251,6 @@ def table(report: dict[str, Any]) -> str:
 
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _shown_interval(told: dict[str, float | None] | None) -> str:
-    if told is None or told["estimate"] is None:
-        return "–"
-    return str(intervals.Interval(*(np.nan if x is None else x for x in told.values())))
 
 
 def config_from_flags() -> Config:

@@ -5,7 +5,7 @@ one pair of them, a prompt.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,19 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def read(cls, told: Sequence[float | None]) -> "Interval":
+        """From what `told` gave."""
+        return cls(*(np.nan if value is None else value for value in told))
+
+    def told(self) -> list[float | None]:
+        """Estimate, low and high, ready for JSON, which knows no NaN."""
+        values = (self.estimate, self.low, self.high)
+        return [None if np.isnan(value) else value for value in values]
+
     def __str__(self) -> str:
+        if np.isnan(self.estimate):
+            return "–"
         if np.isnan(self.low):
             return f"{self.estimate:.2f}"
         return f"{self.estimate:.2f} ({self.low:.2f}–{self.high:.2f})"
@@ -65,7 +77,7 @@ def bootstrap(
         vectorized=True,
         confidence_level=LEVEL,
         method="percentile",
-        random_state=np.random.default_rng(0),
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(estimate, float(found.low), float(found.high))
 

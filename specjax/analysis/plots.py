@@ -30,28 +30,21 @@ Estimate = Sequence[float | None]
 """An estimate with its interval: (estimate, low, high), of which the last two may be None."""
 
 
-def acceptance_by_position(
-    rates: Mapping[str, Sequence[float | None]],
-    tested: Mapping[str, Sequence[int]] | None = None,
-    axes: Any = None,
-) -> Any:
+def acceptance_by_position(rates: Mapping[str, Sequence[Estimate]], axes: Any = None) -> Any:
     """Acceptance of the draft at each position, given that those before it were accepted.
 
     Args:
-      rates: by method, a rate a position from 1 on; None where nothing was tested.
-      tested: how many drafts each rate stands on; gives error bars of one standard error.
+      rates: by method, an estimate with its interval a position from 1 on; None where nothing was
+        tested.
       axes: as above.
     """
     axes = _axes(axes)
     longest = 1
     for index, (method, row) in enumerate(rates.items()):
-        places = [i for i, rate in enumerate(row) if rate is not None]
-        values = np.asarray([row[i] for i in places], float)
-        bars = None
-        if tested is not None:
-            counts = np.asarray([tested[method][i] for i in places], float)
-            bars = np.sqrt(values * (1 - values) / np.maximum(counts, 1))
-        axes.errorbar(np.add(places, 1), values, bars, label=method, **_look(index), **_LINE)
+        places = [place for place, rate in enumerate(row, start=1) if rate[0] is not None]
+        found = [row[place - 1] for place in places]
+        values = [rate[0] for rate in found]
+        axes.errorbar(places, values, _bars(found), label=method, **_look(index), **_LINE)
         longest = max(longest, len(row))
     axes.set(xlabel="position in the draft", ylabel="acceptance rate", ylim=(0, 1.02))
     axes.set_xticks(range(1, longest + 1))
