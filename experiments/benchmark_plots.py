@@ -33,52 +33,63 @@ def draw(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
         raise ValueError(f"--plots={folder} cannot be made: {error}") from error
     drawn = []
 
-    def save(name: str, axes: Any, heading: str = "") -> None:
-        path = folder / f"{name}.png"
-        plots.save(axes, path, heading)
-        drawn.append(path)
+    def save(pictures: Mapping[str, Any], end: str = "", heading: str = "") -> None:
+        for name, axes in pictures.items():
+            drawn.append(folder / f"{name}{end}.png")
+            plots.save(axes, drawn[-1], heading)
 
-    for number, (heading, rows) in enumerate(benchmark_report.cells(report), start=1):
-        methods = [row for row in rows if row["method"] != _PLAIN]
-        overall = _overall(methods)
-        if not overall:
-            continue
-        end = f"_{number}" if len(benchmark_report.cells(report)) > 1 else ""
-        rates = {row["method"]: row["acceptance_by_position"] for row in overall}
-        save(f"acceptance_by_position{end}", plots.acceptance_by_position(rates), heading)
-        by_domain: dict[str, dict[str, Any]] = {}
-        for row in methods:
-            by_domain.setdefault(row["method"], {})[row["group"]] = row["speedup"]
-        save(f"speedup_by_domain{end}", plots.speedup_by_domain(by_domain), heading)
-        for law, of in (("target", "the target's law"), ("draft", "the draft's law")):
-            bins = {
-                row["method"]: row["by_entropy"][law] for row in overall if law in row["by_entropy"]
-            }
-            if bins:
-                axes = plots.acceptance_against_entropy(entropy.EDGES, bins, of)
-                save(f"acceptance_by_entropy_of_{law}{end}", axes, heading)
-        points = {
-            name: [
-                (row["acceptance_rate"][0], row["speedup"][0])
-                for row in methods
-                if row["method"] == name and row["acceptance_rate"][0] is not None
-            ]
-            for name in by_domain
+    found = benchmark_report.cells(report)
+    for number, (heading, rows) in enumerate(found, start=1):
+        drafting = [row for row in rows if row["method"] != _PLAIN]
+        if drafting:
+            save(_of_cell(drafting), f"_{number}" if len(found) > 1 else "", heading)
+    save(_of_all(report))
+    return drawn
+
+
+def _of_cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pictures of one temperature, batch, length and context, by name."""
+    overall = _overall(rows)
+    speedups: dict[str, dict[str, Any]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        speedups.setdefault(row["method"], {})[row["group"]] = row["speedup"]
+        accepted = points.setdefault(row["method"], [])
+        if row["acceptance_rate"][0] is not None and row["group"] != benchmark_report.OVERALL:
+            accepted.append((row["acceptance_rate"][0], row["speedup"][0]))
+    rates = {row["method"]: row["acceptance_by_position"] for row in overall}
+    made = {
+        "acceptance_by_position": plots.acceptance_by_position(rates),
+        "speedup_by_domain": plots.speedup_by_domain(speedups),
+        "speedup_by_acceptance": plots.speedup_against_acceptance(
+            _curves(overall), points, _CLAIMED
+        ),
+    }
+    for law, of in (("target", "the target's law"), ("draft", "the draft's law")):
+        bins = {
+            row["method"]: row["by_entropy"][law] for row in overall if law in row["by_entropy"]
         }
-        axes = plots.speedup_against_acceptance(_curves(overall), points, _CLAIMED)
-        save(f"speedup_by_acceptance{end}", axes, heading)
+        if bins:
+            name = f"acceptance_by_entropy_of_{law}"
+            made[name] = plots.acceptance_against_entropy(entropy.EDGES, bins, of)
+    return made
+
+
+def _of_all(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures across cells, by name."""
+    made = {}
     for name, what in _SWEPT.items():
         lines = _lines(report, name)
         if lines:
-            save(f"speedup_by_{name}", plots.speedup_against(what, lines))
+            made[f"speedup_by_{name}"] = plots.speedup_against(what, lines)
     promised: dict[str, list[tuple[float, float]]] = {}
     for row in report["rows"]:
         if row["predicted_speedup"] is not None and row["group"] != benchmark_report.OVERALL:
             pair = (row["predicted_speedup"], row["speedup"][0])
             promised.setdefault(row["method"], []).append(pair)
     if promised:
-        save("predicted_against_measured", plots.predicted_against_measured(promised))
-    return drawn
+        made["predicted_against_measured"] = plots.predicted_against_measured(promised)
+    return made
 
 
 _RATES = tuple(index / 50 for index in range(50))

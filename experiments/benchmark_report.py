@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from specjax.analysis import intervals
+from specjax import decoding
+from specjax.analysis import intervals, practice
 from specjax.training import folders
 
 __all__ = ["CELL", "OVERALL", "cells", "markdown", "summary", "text", "write"]
@@ -263,7 +264,25 @@ def markdown(report: Mapping[str, Any]) -> str:
             if row["identical"] and row["identical"][0] < row["identical"][1]
         ]
         lines += [*parted, ""] if parted else []
+        lines += _practice(rows)
     return "\n".join(lines)
+
+
+def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What practitioners quote, beside each method that has an acceptance rate."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method and row["group"] != OVERALL]
+        points = {
+            row["group"]: (row["acceptance_rate"][0], row["speedup"][0])
+            for row in own
+            if row["acceptance_rate"][0] is not None
+        }
+        if points:
+            cost = own[0]["cost"] and decoding.Cost(**own[0]["cost"])
+            lines += [f"What practitioners quote, beside {method}:", ""]
+            lines += [practice.markdown(practice.compare(cost, points)), ""]
+    return lines
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -336,3 +336,20 @@ def test_speedups_are_of_all_tokens_over_all_seconds():
     assert row["predicted_speedup"] == pytest.approx(1.5)
     assert "1 of 2 texts part from plain decoding's" in benchmark_report.text(report)
     assert np.isfinite(row["speedup"]).all()
+
+
+def test_a_report_has_its_pictures(made, tmp_path):
+    pytest.importorskip("matplotlib")
+    _, report, _ = made
+    file = tmp_path / "report.md"
+    benchmark_report.write(report, str(file), str(tmp_path / "plots"))
+    text, drawn = file.read_text(), {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    # Two temperatures and two batch sizes.
+    cells = {
+        f"{name}_{i}" for name in ("acceptance_by_position", "speedup_by_domain") for i in "1234"
+    }
+    assert drawn >= cells | {"speedup_by_batch", "predicted_against_measured"}
+    assert "speedup_by_max_new_tokens" not in drawn
+    assert all(f"](plots/{name}.png)" in text for name in drawn)
+    assert "## Temperature 0, batch 1, 12 new tokens" in text
+    assert "MBPP, XSum" in text and "1.00 (1.00–1.00)" in text

@@ -11,7 +11,7 @@ from typing import Any
 from specjax import decoding
 from specjax.analysis import cost_model
 
-__all__ = ["CLAIMS", "Claim", "Range", "compare", "verdict"]
+__all__ = ["CLAIMS", "Claim", "Range", "compare", "markdown", "verdict"]
 
 Range = tuple[float, float]
 
@@ -124,3 +124,18 @@ def verdict(claim: Claim, measured: Sequence[Sequence[float]]) -> str:
         else:
             parts.append(f"{name} holds for {inside} of {len(values)}")
     return ", ".join(parts)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `compare` as a table in Markdown."""
+    head = ("claim", "acceptance", "quoted", "v = 1", "here", "measured", "verdict")
+    lines = [head, ("---",) * len(head)]
+    for row in rows:
+        found = [f"{group} α {a:.2f}: {s:.2f}×" for group, (a, s) in row["measured"].items()]
+        spans = [_span(row[name]) for name in ("acceptance", "claimed", "ideal", "machine")]
+        lines.append((row["what"], *spans, ", ".join(found) or "–", row["verdict"]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _span(pair: Sequence[float] | None) -> str:
+    return "–" if pair is None else " … ".join(f"{value:.2f}" for value in dict.fromkeys(pair))

@@ -73,3 +73,6 @@ def test_claims_beside_model_and_measurement():
     low, high = code["machine"]
     assert low == cost_model.best(0.75, cost).speedup < high == cost_model.best(0.85, cost).speedup
     assert all(row["machine"] is None for row in practice.compare(None, {}))
+    text = practice.markdown(list(rows.values()))
+    assert "| code completion | 0.75 … 0.85 | 2.50 … 3.50 |" in text
+    assert "code α 0.80: 1.90×" in text
