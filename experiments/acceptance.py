@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from experiments import benchmark_run, binary, methods, prompt_files, records, targets
+from experiments import benchmark_turn, binary, methods, prompt_files, records, targets
 from specjax import checkpoints, decoding, types
 from specjax.training import folders
 
@@ -36,8 +35,6 @@ _TAKES = binary.takes(
     binary.STOP,
     binary.TEMPERATURE,
 )
-
-_CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +63,10 @@ class Config:
 
     def fixed(self, bundle: checkpoints.Bundle) -> dict[str, Any]:
         """What two records must share to stand in one file."""
-        kept = dataclasses.asdict(self) | {"target": folders.fingerprint(bundle.target.params)}
-        kept["settings"] = dataclasses.asdict(methods.resolved(self.method, self.settings))
-        if self.method == "draft":
-            # What a draft is, wherever it lies.
-            kept["draft_content"] = folders.digest(self.settings.draft or methods.SHIPPED)
-            del kept["settings"]["draft"]
+        asked = methods.Asked(self.method, self.settings, self.rule)
+        kept = dataclasses.asdict(self) | {"settings": asked.told()}
+        kept |= {"target": folders.fingerprint(bundle.target.params)}
+        kept |= {"versions": binary.versions()}
         return {name: kept[name] for name in kept if name not in ("prompts", "count", "out")}
 
 
@@ -105,18 +100,10 @@ def measure(
     rows = [tokens for _, tokens in asked]
     # The last batch starts over, so that all have one size.
     padded = [rows[index % len(rows)] for index in range(config.batch)]
-    key = jax.random.key(config.seed)
-    hashes = [benchmark_run.hash_of(tokens) for tokens in padded]
-    request, state = decoding.init(
-        decoder.target,
-        decoder.drafter,
-        padded,
-        keys=jnp.stack([jax.random.fold_in(key, value) for value in hashes]),
-        max_new_tokens=config.max_new_tokens,
-        sampling=types.Sampling(config.temperature),
-        capacity=benchmark_run.capacity_of(max(map(len, rows)) + config.max_new_tokens),
-        chunk=_CHUNK,
+    asked_for = benchmark_turn.options(
+        padded, config.temperature, config.max_new_tokens, config.seed
     )
+    request, state = decoding.init(decoder.target, decoder.drafter, padded, **asked_for)
     result = decoder.decode(request, state)
     counts = jax.tree.map(np.asarray, result.statistics)
     return [
@@ -173,9 +160,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         # A file may hold those of other prompts too.
         made = [record for record in made if record["unit"] in keys]
     done = {record["unit"] for record in made}
-    waiting = [
-        (prompt, bundle.chat(prompt.turns[0])) for prompt in chosen if prompt.key not in done
-    ]
+    waiting = [(prompt, bundle.chat(prompt.asked())) for prompt in chosen if prompt.key not in done]
     left_out = [prompt for prompt, tokens in waiting if len(tokens) > config.longest_prompt]
     waiting = [asked for asked in waiting if len(asked[1]) <= config.longest_prompt]
     if not waiting and not made:
@@ -196,7 +181,6 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         **header,
         "left_out": len(left_out),
         "groups": by_group(made),
-        "versions": binary.versions(),
     }
 
 

@@ -35,6 +35,8 @@ _TAKES = binary.takes(
 )
 _CANDIDATES = ("prompt_lookup", "draft")
 _SIZES = (1, 2, 4, 8, 16, 32)
+# Of a log, spread over it: scoring takes a second or so each.
+_TEXTS = 16
 _SHARE = 0.95
 _PREFILLED = 256
 # What practitioners say: sure below, marginal above.
@@ -49,7 +51,8 @@ class Request:
     Attributes:
       arrival: seconds.
       prompt_tokens, new_tokens: lengths.
-      text: prompt and answer as token ids, where the line holds them.
+      text: prompt and answer as token ids, where the line holds them; without an answer it is
+        empty.
     """
 
     arrival: float
@@ -119,14 +122,18 @@ def read(path: str, bundle: checkpoints.Bundle) -> list[Request]:
             if "answer" in given:
                 field = "answer"
                 pair = logs.parse(path, number, line).tokens(bundle)
-                requests.append(Request(arrival, *map(len, pair), pair))
+                requests.append(Request(arrival, len(pair[0]), len(pair[1]), pair))
                 continue
-            lengths = []
+            question = None
+            if "prompt" in given:
+                field = "prompt"
+                question = bundle.chat(given["prompt"])
+                given["prompt_tokens"] = len(question)
             for field in ("prompt_tokens", "new_tokens"):
                 if not isinstance(given[field], int) or given[field] < 1:
                     raise ValueError(f"{given[field]!r} must be whole and at least 1")
-                lengths.append(given[field])
-            requests.append(Request(arrival, *lengths, None))
+            text = None if question is None else (question, [])
+            requests.append(Request(arrival, given["prompt_tokens"], given["new_tokens"], text))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"--log={path}, line {number}, {field}: {error!r}; a line has `arrival`, "
@@ -217,11 +224,14 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     binary.start()
     bundle = bundle or targets.load(config.model)
     requests = [request for path in config.log for request in read(path, bundle)]
-    texts = [request.text for request in requests if request.text is not None]
-    texts = [text for text in texts if len(text[0]) <= config.longest_prompt and text[1]]
-    is_own = bool(texts)
-    if is_own:
-        texts = prompt_files.spread(texts, config.count * len(config.batches))
+    own = [request.text for request in requests if request.text is not None]
+    own = [text for text in own if len(text[0]) <= config.longest_prompt]
+    answered = [text for text in own if text[1]]
+    if answered:
+        texts = prompt_files.spread(answered, _TEXTS)
+    elif own:
+        questions = [question for question, _ in prompt_files.spread(own, _TEXTS)]
+        texts = tune.answered(bundle, questions, config.tuned())
     else:
         prompts = prompt_files.chosen(prompt_files.read(), config.count)
         texts = tune.profile(bundle, prompts, config.tuned())
@@ -237,11 +247,10 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     variant = measure.first_token(bundle.target, decoding.NOTHING, prompt, steps=0)
     prefill = measure.interleave({"": variant}, 3)[""].median / _PREFILLED
     arrivals = [request.arrival for request in requests]
-    # A prompt's tokens are cheaper than new ones, by what a plain step takes.
-    weight = prefill / rows[0].step_seconds
-    work = [r.new_tokens + weight * r.prompt_tokens for r in requests]
+    prefills = [prefill * request.prompt_tokens for request in requests]
+    tokens = [float(request.new_tokens) for request in requests]
     shared = {
-        name: serving.share(arrivals, work, paces(rows, speculates))
+        name: serving.share(arrivals, prefills, tokens, paces(rows, speculates))
         for name, speculates in (("plain", False), ("speculative", True))
     }
     concurrency = shared["plain"].concurrency(_SHARE)
@@ -250,8 +259,9 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         "requests": len(requests),
         "temperature": config.temperature,
         "texts": len(texts),
-        "own_texts": is_own,
+        "own_texts": bool(own),
         "concurrency_p95": concurrency,
+        "is_beyond": concurrency > rows[-1].batch,
         "utilisation": shared["plain"].utilisation,
         "latency": {name: float(np.mean(line.latencies)) for name, line in shared.items()},
         "concurrency_p95_speculative": shared["speculative"].concurrency(_SHARE),
@@ -308,7 +318,9 @@ def table(report: dict[str, Any]) -> str:
     latency = report["latency"]
     lines += [
         "",
-        f"at most {report['concurrency_p95']} at once in 95 % of the busy time; busy "
+        f"at most {report['concurrency_p95']} at once in 95 % of the busy time"
+        + (" (more than was measured)" if report["is_beyond"] else "")
+        + "; busy "
         f"{100 * report['utilisation']:.0f} % of the time",
         f"advice: {_best(advice)}, {advice['speedup']:.2f}× expected, "
         f"{advice['bytes'] / 1e6:.0f} MB",

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import statistics as medians
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +21,10 @@ import jax
 from absl import app, flags
 
 from experiments import (
+    benchmark_record,
     benchmark_report,
     benchmark_run,
+    benchmark_turn,
     binary,
     methods,
     prompt_files,
@@ -46,6 +49,8 @@ _TAKES = binary.takes(
 )
 _GROUPS = flags.DEFINE_list("groups", [], "Groups of prompts; default all.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "0 is greedy.")
+# What stands around the notes, in tokens, and some more.
+_AROUND_NOTES = 32
 _LENGTHS = flags.DEFINE_list("lengths", ["128"], "Longest answers, in tokens.")
 _CONTEXTS = flags.DEFINE_list(
     "contexts", ["0"], "Tokens of other text before every question, about."
@@ -86,10 +91,13 @@ class Config:
                 raise ValueError(f"--{name}={value} must be at least 1")
         for temperature in self.temperatures:
             types.Sampling(temperature)
-        if len({*map(str, self.methods), benchmark_run.PLAIN}) != len(self.methods) + 1:
+        told = [str(asked) for asked in self.methods]
+        if len(set(told)) < len(told) or benchmark_record.PLAIN in [m.name for m in self.methods]:
+            raise ValueError(f"--methods={told}: give each once; plain decoding always runs")
+        if max(self.batches) > 1 and any(m.settings.draft_length == "auto" for m in self.methods):
             raise ValueError(
-                f"--methods={[str(asked) for asked in self.methods]}: give each once; plain "
-                "decoding always runs"
+                f"--batches={','.join(map(str, self.batches))}: draft_length=auto goes by the "
+                "costs of one row; leave it out"
             )
 
     def header(self, bundle: checkpoints.Bundle) -> dict[str, Any]:
@@ -98,20 +106,12 @@ class Config:
             "target": bundle.name,
             "fingerprint": folders.fingerprint(bundle.target.params),
             "dtype": self.dtype,
-            "methods": {str(asked): _told(asked) for asked in self.methods},
+            "methods": {str(asked): asked.told() for asked in self.methods},
             "repeats": self.repeats,
             "seed": self.seed,
             "device": jax.devices()[0].device_kind,
             "versions": binary.versions(),
         }
-
-
-def _told(asked: methods.Asked) -> dict[str, Any]:
-    """A method's settings with what its card says, and what its draft's file holds."""
-    told = dataclasses.asdict(methods.resolved(asked.name, asked.settings))
-    if asked.name in methods.OF_A_FILE:
-        told["draft"] = folders.digest(asked.settings.draft or methods.SHIPPED)
-    return told
 
 
 def run(
@@ -120,43 +120,41 @@ def run(
     prompts: Sequence[prompt_files.Prompt] | None = None,
 ) -> dict[str, Any]:
     """The report, ready for JSON; of bundle and prompts where the caller has them already."""
-    prompts = prompts or prompt_files.chosen(
-        prompt_files.read(*config.prompts), config.count, config.groups
-    )
+    if prompts is None:
+        prompts = prompt_files.chosen(
+            prompt_files.read(*config.prompts), config.count, config.groups
+        )
     binary.start()
     bundle = bundle or targets.load(config.model, config.dtype)
     header = config.header(bundle)
-    names = [benchmark_run.PLAIN, *map(str, config.methods)]
-    turns = {prompt.key: len(prompt.turns) for prompt in prompts}
+    every = (methods.Asked(benchmark_record.PLAIN), *config.methods)
     made: list[dict[str, Any]] = []
     if config.out is not None:
         made = records.open_file(
-            config.out,
-            header,
-            lambda unit: len(unit) == len(names) * (1 + max(one["turn"] for one in unit)),
+            config.out, header, lambda unit: len(unit) == len(every) * unit[0]["turns"]
         )
-        # A file may hold those of other prompts too.
-        made = [record for record in made if record["prompt"] in turns]
-    tasks, left_out = _tasks(config, bundle, prompts, {record["unit"] for record in made})
-    if not tasks and not made:
+    units, tasks, left_out = _tasks(config, bundle, prompts, {record["unit"] for record in made})
+    # A file may hold what is not asked for now.
+    made = [record for record in made if record["unit"] in units]
+    if not units:
         raise ValueError(
             f"no prompt is left to measure: {left_out} have more than "
             f"--longest_prompt={config.longest_prompt} tokens, or do not fit the model's context"
         )
-    asked_methods = (methods.Asked(names[0]), *config.methods)
-    decoders = {str(asked): asked.decoder(bundle) for asked in asked_methods}
-    told = {name: _told(asked) for name, asked in zip(names, asked_methods, strict=True)}
+    decoders = {str(asked): asked.decoder(bundle) for asked in every}
+    told = {str(asked): asked.told() for asked in every}
     shared = {"dtype": config.dtype, "device": header["device"], "versions": header["versions"]}
     shared |= {"commit": commit()}
-    warm = benchmark_run.Warm()
-    costs: dict[tuple[int, int], dict[str, decoding.Cost]] = {}
-    with binary.Progress(f"{len(names)} methods on {len(tasks)} batches of prompts") as progress:
+    warm: dict[tuple, int | None] = {}
+    prices: dict[tuple[int, int], dict[str, benchmark_record.Price]] = {}
+    with binary.Progress(f"{len(every)} methods on {len(tasks)} batches of prompts") as progress:
         for done, task in enumerate(tasks, start=1):
-            at = (task.batch, task.context)
-            if at not in costs:
-                costs[at] = costs_of(config, bundle, *at)
+            at = (task.batch, task.capacity)
+            if at not in prices:
+                alike = [one for one in tasks if (one.batch, one.capacity) == at]
+                prices[at] = prices_of(config, bundle, alike)
             found = benchmark_run.measured(
-                bundle, decoders, task, config.repeats, config.seed, warm, costs[at]
+                bundle, decoders, task, config.repeats, config.seed, warm, prices[at]
             )
             some = [
                 {"unit": unit_of(record), **record, "settings": told[record["method"]], **shared}
@@ -166,19 +164,32 @@ def run(
             if config.out is not None:
                 records.append(config.out, some)
             progress.at(done, len(tasks))
-    return benchmark_report.summary({**header, "commit": shared["commit"]}, made, left_out)
+    return benchmark_report.summary(header, made, left_out)
 
 
-def costs_of(
-    config: Config, bundle: checkpoints.Bundle, batch: int, context: int
-) -> dict[str, decoding.Cost]:
-    """What a step of every method costs here, in plain steps."""
-    drafts = {str(asked): asked.unstopping(bundle) for asked in config.methods}
+def prices_of(
+    config: Config, bundle: checkpoints.Bundle, tasks: Sequence[benchmark_turn.Task]
+) -> dict[str, benchmark_record.Price]:
+    """What a step of every method costs here, at the batch of such tasks and the fill they have.
+
+    Lengths that are chosen on the way have no price.
+    """
+    priced = {
+        str(asked): asked for asked in config.methods if asked.settings.draft_length != "auto"
+    }
+    drafts = {name: asked.unstopping(bundle) for name, asked in priced.items()}
     widths = {w for drafter in drafts.values() for w in decoding.pass_widths(drafter.nodes)}
-    fill = context + step_costs.FILL
-    return step_costs.of_all(bundle.target, drafts, fill=fill, batch=batch, widths=sorted(widths))[
-        0
-    ]
+    fills = [len(task.first[0]) + task.max_new_tokens // 2 for task in tasks]
+    costs, _ = step_costs.of_all(
+        bundle.target,
+        drafts,
+        fill=int(medians.median(fills)),
+        batch=tasks[0].batch,
+        widths=sorted(widths),
+    )
+    return {
+        name: benchmark_record.Price(costs[name], asked.stops) for name, asked in priced.items()
+    }
 
 
 def unit_of(record: Mapping[str, Any]) -> str:
@@ -192,11 +203,17 @@ def _tasks(
     bundle: checkpoints.Bundle,
     prompts: Sequence[prompt_files.Prompt],
     done: set[str],
-) -> tuple[list[benchmark_run.Task], int]:
-    """What is left to do, and how many prompts are too long for it."""
-    tasks, left_out = [], set()
+) -> tuple[set[str], list[benchmark_turn.Task], int]:
+    """All units, what is left to do of them, and how many do not fit."""
+    units, tasks, left_out = set(), [], 0
+    limit = bundle.target.context_length or math.inf
+    if max(config.contexts) > limit:
+        raise ValueError(
+            f"--contexts={max(config.contexts)} is more than the model's context of {limit}"
+        )
+    longest = max(config.lengths)
     first = {
-        (context, prompt.key): bundle.chat(in_context(bundle, prompt, context))
+        (context, prompt.key): _first(bundle, prompt, context, longest)
         for context in config.contexts
         for prompt in prompts
     }
@@ -208,20 +225,58 @@ def _tasks(
             "max_new_tokens": length,
             "context": context,
         }
-        # Prompts of one capacity follow each other, and share programs.
-        waiting: dict[tuple[int, int], list[prompt_files.Prompt]] = {}
+        # Prompts of one capacity follow each other, and share programs; batches keep to a group.
+        waiting: dict[tuple[int, str, int], list[prompt_files.Prompt]] = {}
         for prompt in prompts:
-            size = _size(bundle, prompt, first[context, prompt.key], length)
-            if size is None or len(first[context, prompt.key]) > config.longest_prompt + context:
-                left_out.add(prompt.key)
-            elif unit_of({"prompt": prompt.key, **cell}) not in done:
-                waiting.setdefault((size, len(prompt.turns)), []).append(prompt)
-        for (size, _), some in sorted(waiting.items()):
+            tokens = first[context, prompt.key]
+            size = _size(bundle, prompt, tokens, length)
+            if size is None or len(tokens) > config.longest_prompt + context:
+                left_out += 1
+                continue
+            unit = unit_of({"prompt": prompt.key, **cell})
+            units.add(unit)
+            if unit not in done:
+                key = (size, prompt.group, len(prompt.turns))
+                waiting.setdefault(key, []).append(prompt)
+        for (size, _, _), some in sorted(waiting.items()):
             for start in range(0, len(some), batch):
                 together = tuple(some[start : start + batch])
                 tokens = tuple(first[context, prompt.key] for prompt in together)
-                tasks.append(benchmark_run.Task(together, tokens, capacity=size, **cell))
-    return tasks, len(left_out)
+                tasks.append(benchmark_turn.Task(together, tokens, capacity=size, **cell))
+    return units, tasks, left_out
+
+
+def _first(
+    bundle: checkpoints.Bundle, prompt: prompt_files.Prompt, context: int, length: int
+) -> list[int]:
+    """The first turn, behind about `context` tokens of other text where the model has the room.
+
+    Raises:
+      ValueError: a text that the tokenizer does not take; the message names its prompt.
+    """
+    try:
+        tokens = bundle.chat(prompt.asked())
+        if not context:
+            return tokens
+        later = sum(len(bundle.tokenizer.follow_up(turn, [])) for turn in prompt.turns[1:])
+        needed = len(tokens) + later + len(prompt.turns) * length + _AROUND_NOTES
+        room = (bundle.target.context_length or math.inf) - needed
+        told = _notes(bundle, prompt, int(min(context, room)))
+        return bundle.chat(prompt.asked(told))
+    except ValueError as error:
+        raise ValueError(f"{prompt.source}, question {prompt.question}: {error}") from error
+
+
+def _notes(bundle: checkpoints.Bundle, prompt: prompt_files.Prompt, tokens: int) -> str:
+    """The first message behind so many tokens of the built-in suite's other texts."""
+    others = [one.turns[0] for one in prompt_files.read() if one.turns[0] != prompt.turns[0]]
+    ids = bundle.tokenizer.encode("\n\n".join(others))
+    if tokens > len(ids):
+        raise ValueError(
+            f"--contexts={tokens} is more than the {len(ids)} tokens of the built-in suite"
+        )
+    notes = bundle.tokenizer.decode(ids[: max(tokens, 0)])
+    return f"Here are some notes.\n\n{notes}\n\nNow to my question.\n\n{prompt.turns[0]}"
 
 
 def _size(
@@ -231,27 +286,7 @@ def _size(
     later = sum(len(bundle.tokenizer.follow_up(turn, [])) for turn in prompt.turns[1:])
     needed = len(first) + later + len(prompt.turns) * length
     limit = bundle.target.context_length or math.inf
-    return benchmark_run.capacity_of(needed) if needed <= limit else None
-
-
-def in_context(bundle: checkpoints.Bundle, prompt: prompt_files.Prompt, tokens: int) -> str:
-    """The first message behind about so many tokens of the suite's other texts."""
-    if not tokens:
-        return prompt.turns[0]
-    notes, length = [], 0
-    for other in prompt_files.read():
-        if other.turns[0] == prompt.turns[0]:
-            continue
-        size = len(bundle.tokenizer.encode(other.turns[0]))
-        if length + size > tokens:
-            break
-        notes.append(other.turns[0])
-        length += size
-    else:
-        raise ValueError(
-            f"--contexts={tokens} is more than the {length} tokens of the built-in suite"
-        )
-    return "\n\n".join(["Here are some notes.", *notes, "Now to my question.", prompt.turns[0]])
+    return benchmark_turn.capacity_of(needed) if needed <= limit else None
 
 
 def commit() -> str | None:
@@ -302,7 +337,10 @@ def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
 
     def made() -> dict[str, Any]:
-        report = run(config_from_flags())
+        config = config_from_flags()
+        # Found out now, not after hours.
+        benchmark_report.check(binary.REPORT.value, binary.PLOTS.value)
+        report = run(config)
         benchmark_report.write(report, binary.REPORT.value, binary.PLOTS.value)
         return report
 

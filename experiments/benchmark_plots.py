@@ -14,23 +14,11 @@ _PLAIN = "plain"
 
 
 def draw(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draws what there is into a folder, as PNG files; returns them.
+    """Draws what there is into a folder that is there, as PNG files; returns them."""
+    # An extra, and slow to import.
+    import matplotlib
 
-    Raises:
-      ValueError: the folder cannot be made.
-      ImportError: matplotlib is not installed (extra `plots`).
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "--plots needs matplotlib; install the extra `plots` (pip install -e '.[plots]')"
-        ) from error
     matplotlib.use("agg")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--plots={folder} cannot be made: {error}") from error
     drawn = []
 
     def save(pictures: Mapping[str, Any], end: str = "", heading: str = "") -> None:
@@ -103,7 +91,7 @@ _CLAIMED = [
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The cost model where width is free, and at the costs of a draft model here."""
     costs = {f"v = 1, c = {draft}": cost_model.free_width(draft) for draft in (0.05, 0.2)}
-    measured = [row for row in rows if row["cost"] is not None]
+    measured = [row for row in rows if row["cost"] is not None and row["overlap"] is not None]
     if measured:
         dearest = max(measured, key=lambda row: row["cost"]["draft"])
         cost = decoding.Cost(**dearest["cost"])

@@ -1,10 +1,13 @@
 """What records of a benchmark say: by group, by method, with intervals; as text and Markdown.
 
-Prompts are the units of every interval: turns of one conversation are summed first. A speedup is of
-all tokens over all seconds; the median of the prompts' own speedups stands beside it.
+Prompts are the units of every interval: turns of one conversation are summed first. What is timed
+together counts once, so the units of a speedup are batches. It is of all tokens over all seconds;
+the median of the batches' own stands beside it.
 """
 
+import importlib.util
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +18,7 @@ from specjax import decoding
 from specjax.analysis import intervals, practice
 from specjax.training import folders
 
-__all__ = ["CELL", "OVERALL", "cells", "markdown", "summary", "text", "write"]
+__all__ = ["CELL", "OVERALL", "cells", "check", "markdown", "summary", "text", "write"]
 
 OVERALL = "overall"
 CELL = ("temperature", "batch", "max_new_tokens", "context")
@@ -57,6 +60,7 @@ def summary(
     measured = {r["group"] for r in records if r["source"] != _SUITE}
     return {
         **header,
+        "commits": sorted({r["commit"] for r in records if r["commit"]}),
         "left_out": left_out,
         "rows": rows,
         "not_measured": [name for group, name in _USUAL.items() if group not in measured],
@@ -67,25 +71,15 @@ def _row(
     records: Sequence[Mapping[str, Any]], plain: Mapping[tuple, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Everything that is told of one method on one group."""
-    prompts: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        prompts.setdefault(record["prompt"], []).append(record)
-
-    def named(*names: str, place: int | None = None) -> list[list[float]]:
-        """Sums over every prompt's turns; of a list's one place, or of all of them."""
-        columns = []
-        for name in names:
-            values = (
-                [np.sum(r[name] if place is None else r[name][place]) for r in turns]
-                for turns in prompts.values()
-            )
-            columns.append([float(sum(value)) for value in values])
-        return columns
-
-    paces = named("batch_tokens", "seconds", "plain_batch_tokens", "plain_seconds")
-    before = named("prefill_seconds", "plain_prefill_seconds")
-    whole = [paces[0], _sum(paces[1], before[0]), paces[2], _sum(paces[3], before[1])]
-    overlaps = [r["overlap"] for r in records if r.get("overlap") is not None]
+    prompts = _units(records, "prompt")
+    batches = [
+        list({record["turn"]: record for record in unit}.values())
+        for unit in _units(records, "batch_of")
+    ]
+    paces = _sums(batches, "batch_tokens", "seconds", "plain_batch_tokens", "plain_seconds")
+    before = _sums(batches, "prefill_seconds", "plain_prefill_seconds")
+    whole = [paces[0], paces[1] + before[0], paces[2], paces[3] + before[1]]
+    own = _speedup(*(column[:, None] for column in paces), axis=-1)
     claimed = [r for r in records if r["identical"] is not None]
     parted = [r["first_divergence"] for r in claimed if r["first_divergence"]]
     compared = sum(r["new_tokens"] for r in claimed if not r["first_divergence"])
@@ -100,20 +94,18 @@ def _row(
         "rule": records[0]["rule"],
         "prompts": len(prompts),
         "new_tokens": sum(r["new_tokens"] for r in records),
-        "tau": intervals.ratio(*named("new_tokens", "target_steps")).told(),
-        "acceptance_rate": intervals.ratio(*named("accepted", "tested")).told(),
+        "tau": intervals.ratio(*_sums(prompts, "new_tokens", "target_steps")).told(),
+        "acceptance_rate": intervals.ratio(*_sums(prompts, "accepted", "tested")).told(),
         "acceptance_by_position": [
-            intervals.ratio(*named("accepted", "tested", place=place)).told()
+            intervals.ratio(*_sums(prompts, "accepted", "tested", place=place)).told()
             for place in range(len(records[0]["tested"]))
         ],
-        "overlap": intervals.mean(overlaps).told() if overlaps else None,
-        "draft_steps_a_step": sum(r["draft_steps"] for r in records)
-        / max(sum(r["target_steps"] for r in records), 1),
+        "overlap": _overlap(prompts),
         "speedup": intervals.bootstrap(_speedup, *paces).told(),
-        "speedup_median": intervals.median([r["speedup"] for r in records]).told(),
+        "speedup_median": intervals.median(own).told(),
         "speedup_with_prefill": intervals.bootstrap(_speedup, *whole).told(),
         "predicted_speedup": sum(r["new_tokens"] for r in records) / sum(costs) if costs else None,
-        "tokens_per_second": sum(paces[0]) / sum(paces[1]),
+        "tokens_per_second": float(paces[0].sum() / paces[1].sum()),
         "inter_token_p50": float(np.median([r["inter_token_p50"] for r in records])),
         "inter_token_p95": float(np.median([r["inter_token_p95"] for r in records])),
         "identical": [len(claimed) - len(parted), len(claimed)] if claimed else None,
@@ -122,12 +114,34 @@ def _row(
         "cost": records[-1].get("cost"),
         "certified": all(r["certified"] for r in records),
         "memory_overhead": float(np.median(bytes_more)) if bytes_more else None,
-        "by_entropy": _by_entropy(records),
+        "by_entropy": _by_entropy(prompts),
     }
 
 
-def _sum(left: Sequence[float], right: Sequence[float]) -> list[float]:
-    return [a + b for a, b in zip(left, right, strict=True)]
+def _units(records: Sequence[Mapping[str, Any]], name: str) -> list[list[Mapping[str, Any]]]:
+    """Records by a field's value."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record[name], []).append(record)
+    return list(found.values())
+
+
+def _sums(
+    units: Sequence[Sequence[Mapping[str, Any]]], *names: str, place: int | None = None
+) -> list[np.ndarray]:
+    """A column a field, summed over each unit: of a list its one place, or all of it."""
+
+    def value(given: Any) -> float:
+        return float(np.sum(given) if place is None else given[place])
+
+    return [np.asarray([sum(value(r[name]) for r in unit) for unit in units]) for name in names]
+
+
+def _overlap(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[float | None] | None:
+    """Over all places of all answers where there is a draft's law."""
+    (places,) = _sums(prompts, "places")
+    sums = [sum((r["overlap"] or 0.0) * r["places"] for r in unit) for unit in prompts]
+    return intervals.ratio(sums, places).told() if places.any() else None
 
 
 def _speedup(tokens, seconds, plain_tokens, plain_seconds, axis: int) -> Any:
@@ -135,13 +149,20 @@ def _speedup(tokens, seconds, plain_tokens, plain_seconds, axis: int) -> Any:
     return own / (np.sum(plain_tokens, axis=axis) / np.sum(plain_seconds, axis=axis))
 
 
-def _by_entropy(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums over records of what they hold by bins of entropy."""
-    found: dict[str, Any] = {}
-    for record in records:
-        for law, bins in (record.get("by_entropy") or {}).items():
-            found[law] = np.add(found.get(law, 0), bins).tolist()
-    return found
+def _by_entropy(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Acceptance probability in every bin of each law's entropy, with intervals."""
+    made = {}
+    for law in ("target", "draft"):
+        # [prompts, 2, bins]: places, and sums of their acceptance probabilities.
+        found = [
+            np.sum([r["by_entropy"][law] for r in unit if r["by_entropy"]], axis=0)
+            for unit in prompts
+            if any(r["by_entropy"] for r in unit)
+        ]
+        if found:
+            counts, sums = np.moveaxis(np.asarray(found), 0, -1)
+            made[law] = [intervals.ratio(*pair).told() for pair in zip(sums, counts, strict=True)]
+    return made
 
 
 def cells(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -181,6 +202,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
         _number(1000 * row[f"inter_token_{name}"], "{:.0f}") for name in ("p50", "p95")
     ),
     "identical": lambda row: "{}/{}".format(*row["identical"]) if row["identical"] else "in law",
+    "certified": lambda row: "yes" if row["certified"] else "NO",
     "memory": lambda row: _number(row["memory_overhead"], "{:+.1%}"),
 }
 
@@ -240,13 +262,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         "# Benchmark",
         "",
         f"{report['target']} in {report['dtype']} on {report['device']}; {versions}; commit "
-        f"{report['commit']}; medians of {report['repeats']} runs; seed {report['seed']}.",
+        f"{', '.join(report['commits']) or 'unknown'}; medians of {report['repeats']} runs; seed "
+        f"{report['seed']}.",
         "",
         "τ: emitted tokens a target step, the bonus token included, prefill excluded. α: accepted "
         "over tested drafts (the accepted and the first rejected). Overlap: mean of Σ min(p, q) "
         "over the answers' places. Speedup: tokens a second over plain decoding's of the same "
         "prompts, in turn, prefill excluded; in brackets 95 % intervals by the bootstrap over "
-        "prompts. p50, p95: milliseconds between arrivals (a step's tokens arrive together). "
+        "prompts. p50, p95: milliseconds a token, a step's spread over those that it brought. "
         "Memory: what the loop's program holds beyond plain decoding's.",
         "",
         _notes(report),
@@ -264,8 +287,23 @@ def markdown(report: Mapping[str, Any]) -> str:
             if row["identical"] and row["identical"][0] < row["identical"][1]
         ]
         lines += [*parted, ""] if parted else []
+        lines += _costs(rows)
         lines += _practice(rows)
     return "\n".join(lines)
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What steps cost here, in plain steps; of the last prompts' capacity."""
+    told = {row["method"]: row["cost"] for row in rows if row["cost"]}
+    if not told:
+        return []
+    lines = ["Costs in plain steps (c of a level of the draft; v of the target's passes):", ""]
+    for method, cost in told.items():
+        passes = ", ".join(f"v({width}) = {value:.2f}" for width, value in cost["passes"])
+        lines.append(
+            f"- {method}: c = {cost['draft']:.3f}, {passes}, overhead {cost['overhead']:.2f}"
+        )
+    return [*lines, ""]
 
 
 def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -279,7 +317,9 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if row["acceptance_rate"][0] is not None
         }
         if points:
-            cost = own[0]["cost"] and decoding.Cost(**own[0]["cost"])
+            # A deterministic draft is there only where something was found: α tells half of it.
+            told = own[0]["cost"] if own[0]["overlap"] else None
+            cost = told and decoding.Cost(**told)
             lines += [f"What practitioners quote, beside {method}:", ""]
             lines += [practice.markdown(practice.compare(cost, points)), ""]
     return lines
@@ -288,6 +328,25 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def check(file: str | None, plots: str | None) -> None:
+    """Whether report and pictures can be written at the end, before anything is measured.
+
+    Raises:
+      ValueError: a folder that cannot be made.
+      ImportError: matplotlib is not installed (extra `plots`).
+    """
+    if plots is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "--plots needs matplotlib; install the extra `plots` (pip install -e '.[plots]')"
+        )
+    for name, path in (("report", file and pathlib.Path(file).parent), ("plots", plots)):
+        try:
+            if path is not None:
+                pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--{name}: {path} cannot be made: {error}") from error
 
 
 def write(report: Mapping[str, Any], file: str | None, plots: str | None) -> None:
@@ -306,9 +365,6 @@ def write(report: Mapping[str, Any], file: str | None, plots: str | None) -> Non
         told = markdown(report)
         folder = pathlib.Path(file).resolve().parent
         for picture in drawn:
-            try:
-                place = picture.resolve().relative_to(folder)
-            except ValueError:
-                place = picture
+            place = os.path.relpath(picture.resolve(), folder)
             told += f"\n![{picture.stem.replace('_', ' ')}]({place})\n"
         folders.write(file, told)

@@ -10,6 +10,7 @@ from typing import Any
 import specjax
 from experiments import step_costs
 from specjax import checkpoints, decoding, drafters, types, verification
+from specjax.training import folders
 
 __all__ = [
     "METHODS",
@@ -92,6 +93,22 @@ class Asked:
         """Ready to decode; raises as `decoder`."""
         return decoder(self.name, bundle, self.settings, self.rule)
 
+    @property
+    def stops(self) -> bool:
+        """Whether its drafts may stop short of their length."""
+        return resolved(self.name, self.settings).stop not in (None, "never")
+
+    def told(self) -> dict[str, Any]:
+        """Its settings with what its card says, and what its draft's file holds, wherever it lies.
+
+        Raises:
+          ValueError: a card or a draft that cannot be read.
+        """
+        told = dataclasses.asdict(resolved(self.name, self.settings))
+        if self.name in OF_A_FILE:
+            told["draft"] = folders.digest(self.settings.draft or SHIPPED)
+        return told
+
     def unstopping(self, bundle: checkpoints.Bundle) -> types.Drafter:
         """Its longest drafts, always whole: what a step of it can cost; raises as `build`."""
         settings = resolved(self.name, self.settings)
@@ -127,10 +144,12 @@ def parse(text: str) -> Asked:
         if told.get("draft_length", "auto") != "auto":
             told["draft_length"] = int(told["draft_length"])
         if "greedy_draft" in told:
-            told["greedy_draft"] = {"True": True, "False": False}[told["greedy_draft"]]
+            if told["greedy_draft"] not in ("True", "False"):
+                raise ValueError(f"greedy_draft={told['greedy_draft']}: write True or False")
+            told["greedy_draft"] = told["greedy_draft"] == "True"
         asked = Asked(name, Settings(**told), rule)
         check(name, asked.settings)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"the method {text!r}: {error}") from error
     return asked
 

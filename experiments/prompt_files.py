@@ -9,6 +9,11 @@ from typing import Any
 
 __all__ = ["BUILT_IN", "Prompt", "chosen", "read", "spread"]
 
+# The categories of MT-Bench, which Spec-Bench's own file takes for groups.
+_MULTI_TURN = (
+    *("writing", "roleplay", "reasoning", "math"),
+    *("coding", "extraction", "stem", "humanities"),
+)
 BUILT_IN = pathlib.Path(__file__).parent / "prompts" / "suite.jsonl"
 
 
@@ -21,25 +26,33 @@ class Prompt:
       group: the domain it belongs to.
       turns: what the user says, one message a turn.
       source: the file it comes from, by name.
+      system: what stands before the first turn, or None for the template's own.
     """
 
     question: Any
     group: str
     turns: tuple[str, ...]
     source: str = ""
+    system: str | None = None
 
     @property
     def key(self) -> str:
         """Tells it from all others, whatever their files call them."""
-        told = json.dumps([self.group, self.question, self.turns])
+        told = json.dumps([self.group, self.question, self.turns, self.system])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def asked(self, first: str | None = None) -> list[dict[str, str]]:
+        """The messages up to the first answer, perhaps with another first turn."""
+        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*opening, {"role": "user", "content": self.turns[0] if first is None else first}]
 
 
 def read(*paths: str) -> list[Prompt]:
     """Every line of some files, each a JSON object; without files the built-in suite.
 
-    A line has `turns`, a list of texts, or `messages`, of whose contents the user's count, or
-    `prompt`, one text; it may have `group` (or `category`) and `question_id`.
+    A line has `turns`, a list of texts, or `messages`, of which a leading system's and the user's
+    count, or `prompt`, one text; it may have `group` (or `category`, of which Spec-Bench's eight of
+    MT-Bench are one group, `multi_turn`) and `question_id`. A line that is given twice counts once.
 
     Raises:
       ValueError: a file that cannot be read or is empty, or a line that is no such object; the
@@ -57,8 +70,10 @@ def read(*paths: str) -> list[Prompt]:
         for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
             try:
                 given = json.loads(line)
-                turns = _turns(given)
+                system, turns = _said(given)
                 group = given.get("group") or given.get("category") or pathlib.Path(path).stem
+                if "group" not in given and group in _MULTI_TURN:
+                    group = "multi_turn"
                 if not isinstance(group, str):
                     raise ValueError(f"group={group!r} is no text")
             except (ValueError, KeyError, TypeError) as error:
@@ -67,15 +82,18 @@ def read(*paths: str) -> list[Prompt]:
                     "`turns`, a list of texts, or `messages`, or `prompt`"
                 ) from error
             question = given.get("question_id", number)
-            prompts.append(Prompt(question, group, turns, pathlib.Path(path).name))
-    return prompts
+            prompts.append(Prompt(question, group, turns, pathlib.Path(path).name, system))
+    return list({prompt.key: prompt for prompt in prompts}.values())
 
 
-def _turns(given: dict[str, Any]) -> tuple[str, ...]:
-    """What the user says."""
+def _said(given: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """What stands before the first turn, and what the user says."""
+    system = None
     if "messages" in given:
         field = "messages"
         turns = [message["content"] for message in given[field] if message["role"] == "user"]
+        if given[field] and given[field][0]["role"] == "system":
+            system = given[field][0]["content"]
     elif "prompt" in given and "turns" not in given:
         field, turns = "prompt", [given["prompt"]]
     else:
@@ -83,7 +101,7 @@ def _turns(given: dict[str, Any]) -> tuple[str, ...]:
     texts = isinstance(turns, list) and all(isinstance(turn, str) and turn for turn in turns)
     if not texts or not turns:
         raise ValueError(f"{field}={given[field]!r} are no texts")
-    return tuple(turns)
+    return system, tuple(turns)
 
 
 def chosen(

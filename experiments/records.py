@@ -45,7 +45,10 @@ def open_file(
     units: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         units.setdefault(record["unit"], []).append(record)
-    kept = [record for unit in units.values() if is_whole(unit) for record in unit]
+    try:
+        kept = [record for unit in units.values() if is_whole(unit) for record in unit]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds other records: {error!r}; give another file") from error
     folders.write(path, "".join(json.dumps(line) + "\n" for line in (own, *kept)))
     return kept
 

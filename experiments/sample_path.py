@@ -55,7 +55,7 @@ class Config:
 
 def choose(bundle: checkpoints.Bundle, config: Config) -> list[list[int]]:
     """`count` prompts as tokens, evenly spread over those that are short enough."""
-    chat = [bundle.chat(prompt.turns[0]) for prompt in prompt_files.read(*config.prompts)]
+    chat = [bundle.chat(prompt.asked()) for prompt in prompt_files.read(*config.prompts)]
     short = [tokens for tokens in chat if len(tokens) <= config.longest_prompt]
     if not short:
         raise ValueError(

@@ -64,15 +64,11 @@ class Config:
 
     def header(self, bundle: checkpoints.Bundle, length: int, rule: str) -> dict[str, Any]:
         """What all records of a file share."""
-        settings = dataclasses.asdict(methods.resolved(self.asked.name, self.asked.settings))
-        if self.asked.name in methods.OF_A_FILE:
-            # What a draft is, wherever it lies.
-            settings["draft"] = folders.digest(self.asked.settings.draft or methods.SHIPPED)
         return {
             "target": bundle.name,
             "fingerprint": folders.fingerprint(bundle.target.params),
             "method": self.asked.name,
-            "settings": settings | {"draft_length": length},
+            "settings": self.asked.told() | {"draft_length": length},
             "rule": rule,
             "temperature": self.temperature,
             "versions": binary.versions(),

@@ -14,7 +14,16 @@ from typing import Any
 import jax
 from absl import app
 
-from experiments import benchmark, benchmark_run, binary, methods, prompt_files, step_costs, targets
+from experiments import (
+    benchmark,
+    benchmark_record,
+    benchmark_turn,
+    binary,
+    methods,
+    prompt_files,
+    step_costs,
+    targets,
+)
 from specjax import checkpoints, decoding, types
 from specjax.analysis import scoring, tuning
 
@@ -56,10 +65,11 @@ class Config:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
         types.Sampling(self.temperature)
         for asked in self.candidates:
-            if asked.name == "plain" or asked.settings.draft_length is not None:
+            found = {"draft_length": asked.settings.draft_length, "stop": asked.settings.stop}
+            if asked.name == benchmark_record.PLAIN or any(found.values()):
                 raise ValueError(
                     f"--methods={asked}: name drafting methods without draft_length, which is "
-                    "what is found"
+                    "what is found, and without stop, which experiments.stopping finds"
                 )
 
 
@@ -67,23 +77,24 @@ def profile(
     bundle: checkpoints.Bundle, prompts: Sequence[prompt_files.Prompt], config: Config
 ) -> list[tuple[list[int], list[int]]]:
     """First turns with the target's own answers, as token ids."""
-    plain, key = methods.parse("plain").decoder(bundle), jax.random.key(config.seed)
+    return answered(bundle, [bundle.chat(prompt.asked()) for prompt in prompts], config)
+
+
+def answered(
+    bundle: checkpoints.Bundle, questions: Sequence[list[int]], config: Config
+) -> list[tuple[list[int], list[int]]]:
+    """Prompts with the target's own answers, as token ids."""
+    plain = methods.Asked(benchmark_record.PLAIN).decoder(bundle)
     texts = []
-    with binary.Progress(f"writing {len(prompts)} answers") as progress:
-        for done, prompt in enumerate(prompts, start=1):
-            tokens = bundle.chat(prompt.turns[0])
-            request, state = decoding.init(
-                plain.target,
-                plain.drafter,
-                [tokens],
-                keys=jax.random.fold_in(key, benchmark_run.hash_of(tokens))[None],
-                max_new_tokens=config.max_new_tokens,
-                sampling=types.Sampling(config.temperature),
-                capacity=benchmark_run.capacity_of(len(tokens) + config.max_new_tokens),
+    with binary.Progress(f"writing {len(questions)} answers") as progress:
+        for done, tokens in enumerate(questions, start=1):
+            asked = benchmark_turn.options(
+                [tokens], config.temperature, config.max_new_tokens, config.seed
             )
+            request, state = decoding.init(plain.target, plain.drafter, [tokens], **asked)
             (answer,) = plain.decode(request, state).new_tokens
             texts.append((tokens, answer))
-            progress.at(done, len(prompts))
+            progress.at(done, len(questions))
     return texts
 
 
@@ -137,7 +148,7 @@ def of_length(asked: methods.Asked, length: int) -> methods.Asked:
     settings = asked.settings
     if "draft_length" in takes:
         settings = dataclasses.replace(settings, draft_length=length)
-    if "stop" in takes and settings.stop is None:
+    if "stop" in takes:
         settings = dataclasses.replace(settings, stop="never")
     return dataclasses.replace(asked, settings=settings)
 
@@ -147,7 +158,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     prompts = prompt_files.chosen(prompt_files.read(*config.prompts), config.count)
     binary.start()
     bundle = bundle or targets.load(config.model)
-    prompts = [p for p in prompts if len(bundle.chat(p.turns[0])) <= config.longest_prompt]
+    prompts = [p for p in prompts if len(bundle.chat(p.asked())) <= config.longest_prompt]
     by_group: dict[str, list[prompt_files.Prompt]] = {}
     for prompt in prompts:
         by_group.setdefault(prompt.group, []).append(prompt)
@@ -196,7 +207,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         }
         for asked, option in best.items()
     ]
-    chosen.sort(key=lambda row: -row["speedup"])
+    chosen.sort(key=lambda row: -row["measured"][0])
     return {
         "temperature": config.temperature,
         "profiled": len(profiled),
@@ -205,7 +216,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             str(asked): [_told(option) for option in options] for asked, options in weighed.items()
         },
         "chosen": chosen,
-        "best": chosen[0]["method"] if chosen[0]["speedup"] > 1 else benchmark_run.PLAIN,
+        "best": chosen[0]["method"] if chosen[0]["measured"][0] > 1 else benchmark_record.PLAIN,
         "versions": binary.versions(),
     }
 

@@ -69,6 +69,14 @@ def test_acceptance_is_of_the_logs_own_texts(call, log, costs, monkeypatch):
     assert report["own_texts"] and report["concurrency_p95"] == 1
 
 
+def test_prompts_without_answers_are_answered_here(call, log, costs):
+    line = {"arrival": 0, "prompt": "What is a river?", "new_tokens": 90}
+    code, output, errors = call(advise, *FLAGS, WHOLE, log(line), "--batches=1")
+    assert code == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    assert report["own_texts"] and report["texts"] == 1 and not report["is_beyond"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

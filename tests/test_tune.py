@@ -32,9 +32,12 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
     assert options[3]["tau"] == 4
     assert options[3]["speedup"] == pytest.approx(24 / (6 * (3 * 0.01 + cost.of_pass(4))))
     best = max(options.values(), key=lambda one: one["speedup"])
-    assert report["best"] == f"model draft_length={best['length']} draft=layers:4 stop=never"
-    row = next(row for row in report["chosen"] if row["method"] == report["best"])
-    assert row["speedup"] == best["speedup"] and row["measured"][0] > 0
+    rows = {row["method"]: row for row in report["chosen"]}
+    own = rows[f"model draft_length={best['length']} draft=layers:4 stop=never"]
+    assert own["speedup"] == best["speedup"] and own["measured_tau"][0] > 2
+    # What was measured decides, not what was promised.
+    fastest = max(report["chosen"], key=lambda row: row["measured"][0])
+    assert report["best"] == (fastest["method"] if fastest["measured"][0] > 1 else "plain")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,7 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
         ("--count=1", "among --count=1: half of them is profiled"),
         ("--methods=draft draft_length=3", "without draft_length, which is what is found"),
         ("--methods=plain", "name drafting methods"),
+        ("--methods=draft stop=maximum:0.3", "without stop, which experiments.stopping finds"),
         ("--methods=none", "unknown method 'none'"),
         ("--longest_prompt=2", "no group has two prompts"),
         ("--temperature=-1", "temperature"),

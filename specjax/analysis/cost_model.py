@@ -13,7 +13,7 @@ import numpy as np
 
 from specjax import decoding
 
-__all__ = ["Best", "acceptance_needed", "best", "free_width", "tokens_per_step"]
+__all__ = ["Best", "best", "free_width", "tokens_per_step"]
 
 _LENGTHS = range(1, 17)
 
@@ -73,26 +73,3 @@ def free_width(draft: float) -> decoding.Cost:
       draft: c, a drafted token, in plain steps.
     """
     return decoding.Cost(draft, ((1, 1.0),))
-
-
-def acceptance_needed(
-    speedup: float, cost: decoding.Cost, lengths: Iterable[int] = _LENGTHS
-) -> float | None:
-    """The least α whose best draft length reaches a speedup, to 1e-6; None where even 1 does not.
-
-    Args:
-      speedup: asked for, above 1.
-      cost: of the machine.
-      lengths: to choose among.
-    """
-    lengths = tuple(lengths)
-    low, high = 0.0, 1.0
-    if best(high, cost, lengths).speedup < speedup:
-        return None
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        if best(middle, cost, lengths).speedup >= speedup:
-            high = middle
-        else:
-            low = middle
-    return high

@@ -86,7 +86,7 @@ def speedup_by_domain(speedups: Mapping[str, Mapping[str, Estimate]], axes: Any 
 
 def acceptance_against_entropy(
     edges: Sequence[float],
-    bins: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    bins: Mapping[str, Sequence[Estimate]],
     of: str = "the target's law",
     axes: Any = None,
 ) -> Any:
@@ -94,18 +94,17 @@ def acceptance_against_entropy(
 
     Args:
       edges: of the bins, in nats, one more than there are bins.
-      bins: by method, counts of places and sums of their acceptance probabilities.
+      bins: by method, an estimate with its interval a bin; None where there was no place.
       of: whose entropy.
       axes: as above.
     """
     axes = _axes(axes)
     middles = (np.asarray(edges)[1:] + np.asarray(edges)[:-1]) / 2
-    for index, (method, (counts, sums)) in enumerate(bins.items()):
-        counts, sums = np.asarray(counts, float), np.asarray(sums, float)
-        seen = counts > 0
-        values = sums[seen] / counts[seen]
-        error = np.sqrt(np.clip(values * (1 - values), 0, None) / counts[seen])
-        axes.errorbar(middles[seen], values, error, label=method, **_look(index), **_LINE)
+    for index, (method, row) in enumerate(bins.items()):
+        places = [place for place, value in enumerate(row) if value[0] is not None]
+        found = [row[place] for place in places]
+        values = [value[0] for value in found]
+        axes.errorbar(middles[places], values, _bars(found), label=method, **_look(index), **_LINE)
     axes.set(xlabel=f"entropy of {of}, nats", ylabel="acceptance probability", ylim=(0, 1.02))
     return _finish(axes)
 
@@ -267,13 +266,14 @@ def _finish(axes: Any) -> Any:
     axes.set_axisbelow(True)
     names = axes.get_legend_handles_labels()[1]
     if names:
-        # Above the axes, where it covers nothing.
+        # Above the axes, where it covers nothing; a letter takes some 0.07 inches.
+        room = axes.figure.get_figwidth() / (0.07 * max(map(len, names)) + 0.5)
         axes.legend(
             frameon=False,
             labelcolor=_GREY,
             fontsize=8,
             loc="lower left",
             bbox_to_anchor=(0.0, 1.0),
-            ncols=2 if max(map(len, names)) > 18 else 4,
+            ncols=min(max(int(room), 1), 4),
         )
     return axes

@@ -29,12 +29,14 @@ class Claim:
       acceptance: α from and to, or None where none is named.
       speedup: from and to.
       groups: groups of prompts that it speaks of; none for all.
+      source: who says so.
     """
 
     what: str
     acceptance: Range | None
     speedup: Range
     groups: tuple[str, ...] = ()
+    source: str = "practitioners' guides"
 
 
 CLAIMS = (
@@ -59,11 +61,11 @@ def compare(
       points: by group, the measured acceptance rate and speedup of a method.
 
     Returns:
-      A row a claim: `what`, `acceptance`, `claimed` (speedup, from and to), `ideal` (the cost
-      model's where a pass of any width costs one token's, at c = 0.2 and 0.05, at the ends of the
-      claim's acceptance), `machine` (the same at `cost`), `measured` (acceptance and speedup by
-      group, of groups that the claim speaks of, or whose acceptance is within 0.05 of its), and
-      the `verdict`.
+      A row a claim: `what`, `source`, `acceptance`, `claimed` (speedup, from and to), `ideal` (the
+      cost model's where a pass of any width costs one token's, at c = 0.2 and 0.05, at the ends of
+      the claim's acceptance), `machine` (the same at `cost`), `measured` (acceptance and speedup by
+      group, of groups that the claim speaks of, or whose acceptance is within 0.05 of its), and the
+      `verdict`.
     """
     rows = []
     for claim in CLAIMS:
@@ -72,6 +74,7 @@ def compare(
         }
         row = {
             "what": claim.what,
+            "source": claim.source,
             "acceptance": claim.acceptance and list(claim.acceptance),
             "claimed": list(claim.speedup),
             "ideal": _model(claim, [cost_model.free_width(draft) for draft in _DRAFTS]),
@@ -128,12 +131,12 @@ def verdict(claim: Claim, measured: Sequence[Sequence[float]]) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of `compare` as a table in Markdown."""
-    head = ("claim", "acceptance", "quoted", "v = 1", "here", "measured", "verdict")
+    head = ("claim", "source", "acceptance", "quoted", "v = 1", "here", "measured", "verdict")
     lines = [head, ("---",) * len(head)]
     for row in rows:
         found = [f"{group} α {a:.2f}: {s:.2f}×" for group, (a, s) in row["measured"].items()]
         spans = [_span(row[name]) for name in ("acceptance", "claimed", "ideal", "machine")]
-        lines.append((row["what"], *spans, ", ".join(found) or "–", row["verdict"]))
+        lines.append((row["what"], row["source"], *spans, ", ".join(found) or "–", row["verdict"]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -1,14 +1,15 @@
 """How many requests a machine has at once, from a log of arrivals: processor sharing.
 
 Requests that are being answered advance together, each at a pace that falls with their number, as
-rows of a batch do; a request joins as soon as it comes. Prompts are work too, in units of tokens.
+rows of a batch do; a request joins as soon as it comes. Reading prompts does not share its cost: of
+n requests each gets an n-th of the machine for its own.
 """
 
 import dataclasses
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+from numpy import typing as npt
 
 __all__ = ["Timeline", "share"]
 
@@ -48,52 +49,58 @@ class Timeline:
 
 
 def share(
-    arrivals: Sequence[float], work: Sequence[float], pace: Callable[[int], float]
+    arrivals: npt.ArrayLike,
+    prefills: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    pace: Callable[[int], float],
 ) -> Timeline:
-    """Lets requests share a machine.
-
-    All that are there advance equally, so one clock of work done serves them all: a request is
-    done when the clock has advanced by its work since it came.
+    """Lets requests share a machine: first the prompt of each is read, then it is answered.
 
     Args:
       arrivals: seconds, in any order.
-      work: tokens of each.
+      prefills: seconds that each prompt takes alone.
+      tokens: new tokens of each.
       pace: tokens a second that each of n requests gets.
 
     Raises:
       ValueError: unlike lengths, no requests, work below 0, or a pace that is not above 0.
     """
-    if len(arrivals) != len(work) or not len(arrivals):
-        raise ValueError(f"{len(arrivals)} arrivals and {len(work)} works; give some of each")
-    if min(work) < 0:
-        raise ValueError(f"a request of {min(work)} tokens; work must not be below 0")
-    order = np.argsort(np.asarray(arrivals, float), kind="stable")
-    waiting = [(float(arrivals[index]), int(index)) for index in order]
-    now, clock = waiting[0][0], 0.0
-    active: list[tuple[float, int]] = []
-    seconds, requests, latencies = [], [], np.zeros(len(work))
-    place = 0
-    while place < len(waiting) or active:
-        rate = 1.0
+    came, reads, answers = (np.array(given, float) for given in (arrivals, prefills, tokens))
+    if not len(came) == len(reads) == len(answers) > 0:
+        raise ValueError(
+            f"{len(came)} arrivals, {len(reads)} prefills and {len(answers)} answers; give some of "
+            "each"
+        )
+    left = np.stack([reads, answers])
+    if left.min() < 0:
+        raise ValueError(f"a request of {left.min()}; work must not be below 0")
+    order = np.argsort(came, kind="stable")
+    now, place = came[order[0]], 0
+    active: list[int] = []
+    seconds, requests, latencies = [], [], np.zeros(len(came))
+    while place < len(order) or active:
+        comes = came[order[place]] - now if place < len(order) else np.inf
+        count, span = len(active), comes
         if active:
-            rate = pace(len(active))
+            rate = pace(count)
             if not rate > 0:
-                raise ValueError(
-                    f"the pace of {len(active)} requests is {rate}; it must be above 0"
-                )
-        done = now + (active[0][0] - clock) / rate if active else np.inf
-        comes = waiting[place][0] if place < len(waiting) else np.inf
-        then = min(done, comes)
-        seconds.append(then - now)
-        requests.append(len(active))
-        clock += (then - now) * rate if active else 0.0
-        now = then
-        if done <= comes:
-            index = heapq.heappop(active)[1]
-            latencies[index] = now - float(arrivals[index])
-        else:
-            index = waiting[place][1]
-            heapq.heappush(active, (clock + float(work[index]), index))
+                raise ValueError(f"the pace of {count} requests is {rate}, not above 0")
+            rates = np.asarray([[1 / count], [rate]])
+            # What each is at: its prompt, or its answer.
+            phase = (left[0, active] <= 0).astype(int)
+            needed = left[phase, active] / rates[phase, 0]
+            span = min(comes, float(needed.min()))
+            left[phase, active] -= span * rates[phase, 0]
+            # What rounding leaves of the one that is through would never end.
+            through = needed <= span
+            left[phase[through], np.asarray(active)[through]] = 0.0
+        seconds.append(span)
+        requests.append(count)
+        now += span
+        for index in [one for one in active if not left[:, one].any()]:
+            latencies[index] = now - came[index]
+            active.remove(index)
+        if span == comes:
+            active.append(int(order[place]))
             place += 1
-    by_arrival = latencies[order]
-    return Timeline(np.asarray(seconds), np.asarray(requests), by_arrival)
+    return Timeline(np.asarray(seconds), np.asarray(requests), latencies[order])

@@ -48,14 +48,6 @@ def test_no_draft_where_none_pays():
     assert cost_model.best([0.9, 0.0], cost_model.free_width(0.05)).length == 1
 
 
-def test_the_acceptance_that_a_speedup_needs():
-    cost = decoding.Cost(0.1, ((1, 1.0), (4, 1.3), (9, 1.6)))
-    needed = cost_model.acceptance_needed(1.8, cost)
-    assert needed is not None
-    assert cost_model.best(needed, cost).speedup == pytest.approx(1.8, abs=1e-4)
-    assert cost_model.acceptance_needed(50.0, cost) is None
-
-
 def test_claims_beside_model_and_measurement():
     cost = decoding.Cost(0.1, ((1, 1.0), (9, 1.5)))
     points = {"code": (0.8, 1.9), "chat": (0.6, 1.6), "translation": (0.75, 3.5)}
@@ -74,5 +66,5 @@ def test_claims_beside_model_and_measurement():
     assert low == cost_model.best(0.75, cost).speedup < high == cost_model.best(0.85, cost).speedup
     assert all(row["machine"] is None for row in practice.compare(None, {}))
     text = practice.markdown(list(rows.values()))
-    assert "| code completion | 0.75 … 0.85 | 2.50 … 3.50 |" in text
+    assert "| code completion | practitioners' guides | 0.75 … 0.85 | 2.50 … 3.50 |" in text
     assert "code α 0.80: 1.90×" in text

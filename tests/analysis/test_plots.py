@@ -47,9 +47,10 @@ def test_by_domain():
 def test_by_entropy():
     counts, sums = entropy.binned([0.05, 0.05, 9.0, 20.0, 1.0], [1.0, 0.5, 0.2, 0.4, np.nan])
     assert (sum(counts), counts[0], counts[-1]) == (4, 2, 2)
-    axes = plots.acceptance_against_entropy(entropy.EDGES, {"a": (counts, sums)})
-    (first, last) = points_of(axes)["a"]
-    np.testing.assert_allclose([first, last], [[0.05, 0.75], [9.0, 0.3]])
+    assert (sums[0], sums[-1]) == (1.5, pytest.approx(0.6))
+    bins = [(0.75, 0.5, 1.0), *[(None, None, None)] * (len(counts) - 2), (0.3, None, None)]
+    axes = plots.acceptance_against_entropy(entropy.EDGES, {"a": bins})
+    np.testing.assert_allclose(points_of(axes)["a"], [[0.05, 0.75], [9.0, 0.3]])
 
 
 def test_against_what_doubles():
