@@ -412,3 +412,11 @@ def test_a_report_has_its_pictures(made, tmp_path):
     assert all(f"](plots/{name}.png)" in text for name in drawn)
     assert "## Temperature 0, batch 1, 12 new tokens" in text
     assert "MBPP, XSum" in text and "1.00 (1.00–1.00)" in text
+
+
+def test_a_report_of_recorded_results_stays_as_it_is():
+    """Nine conversations that were measured on the real model; `markdown` wrote the report."""
+    folder = pathlib.Path(__file__).parent / "golden"
+    header, held = records.read(folder / "benchmark.jsonl")
+    made = benchmark_report.markdown(benchmark_report.summary(header, held, left_out=1))
+    assert made == (folder / "benchmark.md").read_text(encoding="utf-8")
