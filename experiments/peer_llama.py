@@ -71,6 +71,8 @@ class LlamaCpp:
             n_threads_batch=self._settings["threads"],
             type_k=_FLOAT32,
             type_v=_FLOAT32,
+            # Its drafts need logits everywhere, for which it makes no room by itself.
+            logits_all=name == "prompt_lookup",
             draft_model=lookup if name == "prompt_lookup" else None,
             verbose=False,
         )
