@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from experiments import binary, methods
+from experiments import binary, cards
 from specjax import models
 from specjax.training import copying, core, data, distillation, losses, on_policy, shapes
 
@@ -181,7 +181,7 @@ class Config:
             if layers < 2 or self.start_from is None:
                 return 0.1 if layers > 1 else 0.0
             # What was learnt so is forgotten without.
-            made = methods.read_card(self.start_from) or {}
+            made = cards.read(self.start_from) or {}
             return made.get("training", {}).get("copying", 0.0)
         if self.copying and layers < 2:
             raise ValueError(f"--copying={self.copying} needs a draft of two layers, not one")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import acceptance, binary, distill_stages, methods, prompt_files, stopping
+from experiments import acceptance, binary, cards, distill_stages, prompt_files, stopping
 from experiments.distill_config import Config
 from specjax import checkpoints
 from specjax.training import curves, data, folders, shapes, shards
@@ -26,7 +26,7 @@ def run(config: Config, bundle: checkpoints.Bundle, command: str) -> dict[str, A
     if config.start_from is not None:
         for shape in asked:
             distill_stages.check_shape(config, bundle, shape)
-        earlier = methods.read_card(config.start_from)
+        earlier = cards.read(config.start_from)
         if config.draft.resolve() == pathlib.Path(config.start_from).resolve():
             raise ValueError(
                 f"--out={config.draft} is the draft that --start_from names; give another file, "
@@ -80,7 +80,7 @@ def _chosen_before(draft: pathlib.Path, whole: pathlib.Path) -> dict[str, Any] |
     """Where this very draft stops as `experiments.stopping` chose, for a run that ends again."""
     if not draft.exists() or folders.digest(draft) != folders.digest(whole):
         return None
-    found = (methods.read_card(draft) or {}).get("stopping", {})
+    found = (cards.read(draft) or {}).get("stopping", {})
     return found if "seed" in found else None
 
 

@@ -1,14 +1,13 @@
 """Decoding methods by name, shared by every binary."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import specjax
-from experiments import step_costs
+from experiments import cards, step_costs
 from specjax import checkpoints, decoding, drafters, types, verification
 from specjax.training import folders
 
@@ -25,7 +24,6 @@ __all__ = [
     "decoder",
     "find",
     "parse",
-    "read_card",
     "resolved",
 ]
 
@@ -347,7 +345,7 @@ def resolved(name: str, settings: Settings) -> Settings:
     if settings.draft_length is not None and settings.stop is not None:
         return settings
     path = pathlib.Path(SHIPPED if settings.draft is None else settings.draft)
-    made = read_card(path)
+    made = cards.read(path)
     try:
         best = None if made is None else made["stopping"].get("best")
         if best is None:
@@ -363,32 +361,7 @@ def resolved(name: str, settings: Settings) -> Settings:
             stop=settings.stop or stop,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(_no_card(path, error)) from error
-
-
-def read_card(draft: pathlib.Path | str) -> dict[str, Any] | None:
-    """The card beside a draft, which says how it was made and is used best; None without one.
-
-    Raises:
-      ValueError: a card that cannot be read.
-    """
-    path = pathlib.Path(draft).with_suffix(".json")
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {found!r}")
-        return found
-    except (OSError, ValueError) as error:
-        raise ValueError(_no_card(path, error)) from error
-
-
-def _no_card(draft: pathlib.Path, error: Exception) -> str:
-    return (
-        f"{draft.with_suffix('.json')} is no card of a draft ({error!r}); say --draft_length and "
-        "--stop, or remove it"
-    )
+        raise ValueError(cards.unreadable(path, error)) from error
 
 
 def _model(bundle: checkpoints.Bundle, settings: Settings) -> types.Drafter:

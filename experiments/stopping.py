@@ -17,6 +17,7 @@ from absl import app
 
 from experiments import (
     binary,
+    cards,
     distill_config,
     distill_stages,
     methods,
@@ -94,7 +95,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]:
     """Chooses, and writes it into the card; the card's `stopping`, ready for JSON."""
-    made = methods.read_card(draft)
+    made = cards.read(draft)
     if made is None:
         raise ValueError(f"{draft} has no card beside it to keep the choice in")
     card = pathlib.Path(draft).with_suffix(".json")
@@ -117,7 +118,7 @@ def run(config: distill_config.Config, draft: str, model: str) -> dict[str, Any]
         "domains": sorted(set(config.texts.domains)),
         "versions": binary.versions(),
     }
-    if folders.digest(draft) != content or methods.read_card(draft) != made:
+    if folders.digest(draft) != content or cards.read(draft) != made:
         raise ValueError(f"{draft} and its card were made anew meanwhile; run again")
     folders.write_json(card, made | {"stopping": found})
     return {"draft": draft, "card": str(card), **found}

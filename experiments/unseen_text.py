@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from experiments import distill_stages, methods
+from experiments import cards, distill_stages
 from experiments.distill_config import Config
 from specjax import checkpoints
 from specjax.training import batches, folders, held_out
@@ -21,7 +21,7 @@ def seed(config: Config) -> int:
       ValueError: a card, or the folder's data, that cannot be read.
     """
     told = []
-    card = None if config.start_from is None else methods.read_card(config.start_from)
+    card = None if config.start_from is None else cards.read(config.start_from)
     while card is not None:
         told.append(card)
         card = card.get("earlier")

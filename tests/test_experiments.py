@@ -169,7 +169,7 @@ def test_a_prompt_beyond_the_context(call, tmp_path):
 
 
 def test_a_fetch_that_fails_is_one_line(call, monkeypatch):
-    def fail(name):
+    def fail(name, dtype):
         raise checkpoints.FetchError(f"could not fetch {name}:\nno network\nInstall it by hand")
 
     monkeypatch.setattr(specjax, "load", fail)

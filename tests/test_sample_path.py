@@ -37,7 +37,7 @@ def test_texts_are_held_against_plain_decoding(
     call, questions, smollm2, monkeypatch, rule, code, verdict
 ):
     """Under `token` they are equal in law alone, and the binary must see it."""
-    monkeypatch.setattr(specjax, "load", lambda name: smollm2)
+    monkeypatch.setattr(specjax, "load", lambda name, dtype: smollm2)
     strange = drafters.model(sample_path.random_draft(smollm2.target), 2)
     monkeypatch.setattr(sample_path, "contenders", lambda bundle: {"strange": (strange, rule)})
     arguments = [f"--prompts={questions}", "--max_new_tokens=6", "--batch=2", "--temperature=1.5"]
@@ -59,7 +59,7 @@ def test_texts_are_held_against_plain_decoding(
     ],
 )
 def test_bad_input_ends_in_one_line(call, smollm2, monkeypatch, arguments, named):
-    monkeypatch.setattr(specjax, "load", lambda name: smollm2)
+    monkeypatch.setattr(specjax, "load", lambda name, dtype: smollm2)
     code, output, errors = call(sample_path.main, *arguments)
     assert code == 2 and output == ""
     assert named in errors.splitlines()[-1]
