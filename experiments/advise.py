@@ -11,8 +11,6 @@ log holds texts, acceptance is scored on them; otherwise on answers to the built
 
 import dataclasses
 import datetime
-import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ import jax
 import numpy as np
 from absl import app
 
-from experiments import binary, logs, measure, methods, prompt_files, targets, tune
+from experiments import binary, json_lines, logs, measure, methods, prompt_files, targets, tune
 from specjax import checkpoints, decoding
 from specjax.analysis import scoring, serving, tuning
 
@@ -106,48 +104,37 @@ def read(path: str, bundle: checkpoints.Bundle) -> list[Request]:
       ValueError: a file that cannot be read or is empty, or a line that is no request; the message
         names file, line and field.
     """
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--log={path} cannot be read: {error}") from error
-    if not text.strip():
-        raise ValueError(f"--log={path} is empty")
     requests = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        field = "the line"
-        try:
-            given = json.loads(line)
-            field = "arrival"
-            arrival = _seconds(given["arrival"])
-            if "answer" in given:
-                field = "answer"
-                pair = logs.parse(path, number, line).tokens(bundle)
-                requests.append(Request(arrival, len(pair[0]), len(pair[1]), pair))
-                continue
-            question = None
+    for line in json_lines.read("log", path):
+        given = line.given
+        arrival: Any = _seconds(given.get("arrival"))
+        line.check("arrival", arrival is not None, "seconds, or a time as ISO 8601 has it")
+        if "answer" in given:
+            text = logs.pair(line).tokens(bundle)
+            lengths: dict[str, Any] = {"prompt_tokens": len(text[0]), "new_tokens": len(text[1])}
+        else:
+            text = None
+            lengths = {name: given.get(name) for name in ("prompt_tokens", "new_tokens")}
             if "prompt" in given:
-                field = "prompt"
-                question = bundle.chat(given["prompt"])
-                given["prompt_tokens"] = len(question)
-            for field in ("prompt_tokens", "new_tokens"):
-                if not isinstance(given[field], int) or given[field] < 1:
-                    raise ValueError(f"{given[field]!r} must be whole and at least 1")
-            text = None if question is None else (question, [])
-            requests.append(Request(arrival, given["prompt_tokens"], given["new_tokens"], text))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"--log={path}, line {number}, {field}: {error!r}; a line has `arrival`, "
-                "`prompt_tokens` and `new_tokens`, or `prompt` and `answer`"
-            ) from error
+                line.check("prompt", json_lines.is_text(given["prompt"]), "a text")
+                text = (bundle.chat(given["prompt"]), [])
+                lengths["prompt_tokens"] = len(text[0])
+            for name, length in lengths.items():
+                is_whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
+                line.check(name, is_whole, "a whole number of at least 1, or give `answer`")
+        requests.append(Request(arrival, text=text, **lengths))
     return requests
 
 
-def _seconds(told: Any) -> float:
+def _seconds(told: Any) -> float | None:
+    """A time; None where it is none."""
     if isinstance(told, str):
-        return datetime.datetime.fromisoformat(told).timestamp()
-    if isinstance(told, bool) or not isinstance(told, int | float) or not np.isfinite(told):
-        raise ValueError(f"{told!r} is no time")
-    return float(told)
+        try:
+            return datetime.datetime.fromisoformat(told).timestamp()
+        except ValueError:
+            return None
+    is_number = isinstance(told, int | float) and not isinstance(told, bool)
+    return float(told) if is_number and np.isfinite(told) else None
 
 
 @dataclasses.dataclass(frozen=True)

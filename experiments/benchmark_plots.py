@@ -122,6 +122,5 @@ def _lines(report: Mapping[str, Any], name: str) -> dict[str, dict[float, Any]]:
     lines: dict[str, dict[float, Any]] = {}
     for row in rows:
         if all(row[one] == rows[0][one] for one in others):
-            # No logarithm shows 0: a context of none is drawn as one token.
-            lines.setdefault(row["method"], {})[max(row[name], 1)] = row["speedup"]
+            lines.setdefault(row["method"], {})[row[name]] = row["speedup"]
     return lines if any(len(line) > 1 for line in lines.values()) else {}

@@ -6,16 +6,13 @@ import json
 import pathlib
 from typing import Any
 
+from experiments import json_lines
 from specjax import checkpoints
 
-__all__ = ["Pair", "parse", "read"]
+__all__ = ["Pair", "pair", "read"]
 
 # What logs call it when the model itself ended its answer.
 _ENDED = ("eos", "stop")
-_WISH = (
-    "a line is a JSON object with `prompt`, a text or a list of token ids, or `messages` or "
-    "`turns`, and with `answer`, a text or a list of token ids"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,60 +75,35 @@ def read(*paths: str) -> list[Pair]:
     """
     if not paths:
         raise ValueError("give --log, a file of JSON lines with `prompt` and `answer`")
-    pairs = []
-    for path in paths:
-        try:
-            text = pathlib.Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--log={path} cannot be read: {error}") from error
-        # Texts may hold what `splitlines` takes for the end of a line.
-        lines = text.removesuffix("\n").split("\n")
-        if not text.strip():
-            raise ValueError(f"--log={path} is empty; {_WISH}")
-        pairs += [parse(path, number, line) for number, line in enumerate(lines, start=1)]
+    pairs = [pair(line) for path in paths for line in json_lines.read("log", path)]
     return list({pair.key: pair for pair in pairs}.values())
 
 
-def parse(path: str, number: int, line: str) -> Pair:
+def pair(line: json_lines.Line) -> Pair:
     """One line of a log; ValueError as `read`."""
-    place = f"--log={path}, line {number}"
-    try:
-        given = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}; {_WISH}") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"{place}: {given!r} is no object; {_WISH}")
-
-    def check(field: str, is_right: bool, wish: str) -> None:
-        if not is_right:
-            raise ValueError(f"{place}, {field}: {given.get(field)!r} must be {wish}")
-
-    field = next((name for name in ("messages", "turns") if name in given), "prompt")
+    given = line.given
+    field = line.first("messages", "turns", "prompt")
     prompt: Any = given.get(field)
     answer: Any = given.get("answer")
     reason = given.get("finish_reason")
     if field == "messages":
-        check(field, isinstance(prompt, list) and bool(prompt), "a list of messages")
+        line.check(field, isinstance(prompt, list) and bool(prompt), "a list of messages")
     elif field == "turns":
-        is_right = isinstance(prompt, list) and prompt and all(map(_is_text, prompt))
-        check(field, bool(is_right), "a list of texts")
-        prompt = prompt[0] if prompt else prompt
+        line.check(field, json_lines.are_texts(prompt), "a list of texts")
+        prompt = prompt[0]
     else:
-        check(field, _is_text(prompt) or _are_ids(prompt), "a text or a list of token ids")
-    check("finish_reason", reason is None or isinstance(reason, str), "a text")
+        is_right = json_lines.is_text(prompt) or _are_ids(prompt)
+        line.check(field, is_right, "a text or a list of token ids; or give `messages` or `turns`")
+    line.check("finish_reason", reason is None or isinstance(reason, str), "a text")
     # A model may have ended its answer at once.
-    is_right = _is_text(answer) or _are_ids(answer) or (answer == "" and reason in _ENDED)
-    check("answer", is_right, "a text or a list of token ids, not empty")
+    is_right = json_lines.is_text(answer) or _are_ids(answer) or (answer == "" and reason in _ENDED)
+    line.check("answer", is_right, "a text or a list of token ids, not empty")
     name = next((name for name in ("group", "category") if given.get(name)), "group")
-    group = given.get(name) or pathlib.Path(path).stem
-    check(name, isinstance(group, str), "a text")
-    told = json.dumps([pathlib.Path(path).name, number, given], sort_keys=True)
+    group = given.get(name) or line.stem
+    line.check(name, isinstance(group, str), "a text")
+    told = json.dumps([pathlib.Path(line.path).name, line.number, given], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return Pair(place, key, group, field, prompt, answer, reason in _ENDED)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return Pair(line.place, key, group, field, prompt, answer, reason in _ENDED)
 
 
 def _are_ids(value: Any) -> bool:

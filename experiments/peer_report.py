@@ -30,8 +30,9 @@ def summary(
     """What some records say.
 
     Args:
-      records: each with `engine`, `method`, `prompt`, `repeat`, `new_tokens`, `prefill_tokens`,
-        `prefill_seconds`, `seconds` and `target_steps`, as `peer_protocol.Answer` has them.
+      records: each with `engine`, `method`, `prompt`, `group`, `repeat`, `new_tokens`,
+        `prefill_tokens`, `prefill_seconds`, `seconds` and `target_steps`, as `peer_protocol.Answer`
+        has them.
       gap_of: of a prompt and two answers, how far the logits of the tokens lie apart at which they
         part; None where that is not known.
 
@@ -39,7 +40,8 @@ def summary(
       `rows`, one a program: paces by clock, their ratio to specjax's plain decoding, `tau` (tokens
       after prefill / target steps), on how many prompts the texts are the reference's, and the
       first place where one is not; and `comparisons`: specjax's plain over each peer's, and best
-      over best. The reference is specjax's plain decoding, or without it the first program.
+      over best, of all prompts and by group. The reference is specjax's plain decoding, or
+      without it the first program.
     """
     programs: dict[tuple[str, str], dict[str, dict[int, Mapping[str, Any]]]] = {}
     for record in records:
@@ -53,11 +55,14 @@ def summary(
         for program in programs
     ]
     engines = list(dict.fromkeys(row["engine"] for row in rows))
+    groups: dict[str, set[str]] = {}
+    for record in records:
+        groups.setdefault(record["group"], set()).add(record["prompt"])
     order = {engine: place for place, engine in enumerate(engines)}
     comparisons = []
     for peer in engines:
         if peer != _OURS and _OURS in engines:
-            comparisons += _compared(rows, programs, peer)
+            comparisons += _compared(rows, programs, peer, groups)
     return {
         "reference": ":".join(reference),
         "rows": sorted(rows, key=lambda row: order[row["engine"]]),
@@ -93,8 +98,7 @@ def _row(
         "prompts": len(runs),
         "tokens_per_second": {clock: _spread(_paces(runs, clock)) for clock in CLOCKS},
         "to_plain": {
-            clock: None if plain is None else _spread(_ratios(runs, plain, clock))
-            for clock in CLOCKS
+            clock: plain and _spread(list(_ratios(runs, plain, clock).values())) for clock in CLOCKS
         },
         "tau": later / steps if steps else None,
         "agree": [len(both) - len(parted), len(both)],
@@ -103,7 +107,10 @@ def _row(
 
 
 def _compared(
-    rows: Sequence[Mapping[str, Any]], programs: Mapping[tuple[str, str], _Runs], peer: str
+    rows: Sequence[Mapping[str, Any]],
+    programs: Mapping[tuple[str, str], _Runs],
+    peer: str,
+    groups: Mapping[str, set[str]],
 ) -> list[dict[str, Any]]:
     """specjax's plain decoding over a peer's, and its best method over the peer's best."""
     made = []
@@ -113,7 +120,12 @@ def _compared(
         for what, (ours, theirs) in pairs.items():
             if ours not in programs or theirs not in programs:
                 continue
-            ratio = _spread(_ratios(programs[ours], programs[theirs], clock))
+            ratios = _ratios(programs[ours], programs[theirs], clock)
+            ratio = _spread(list(ratios.values()))
+            by_group = {
+                group: _spread([ratios[prompt] for prompt in ratios if prompt in prompts])
+                for group, prompts in groups.items()
+            }
             if ratio is not None:
                 made.append(
                     {
@@ -122,6 +134,7 @@ def _compared(
                         "ours": ":".join(ours),
                         "theirs": ":".join(theirs),
                         "ratio": ratio,
+                        "by_group": by_group,
                     }
                 )
     return made
@@ -150,25 +163,25 @@ def _pace(record: Mapping[str, Any], clock: str) -> float | None:
 
 def _paces(runs: _Runs, clock: str) -> list[float]:
     """A prompt's median over its repeats."""
-    return _medians([[_pace(record, clock) for record in some.values()] for some in runs.values()])
+    paces = {key: [_pace(record, clock) for record in some.values()] for key, some in runs.items()}
+    return list(_medians(paces).values())
 
 
-def _ratios(runs: _Runs, others: _Runs, clock: str) -> list[float]:
-    """A prompt's median over the repeats that both have."""
-    made = []
+def _ratios(runs: _Runs, others: _Runs, clock: str) -> dict[str, float]:
+    """By prompt, the median over the repeats that both have."""
+    made: dict[str, list[float | None]] = {}
     for prompt in runs:
-        ratios = []
+        made[prompt] = []
         for repeat in set(runs[prompt]) & set(others.get(prompt, ())):
             above = _pace(runs[prompt][repeat], clock)
             below = _pace(others[prompt][repeat], clock)
-            ratios.append(above / below if above and below else None)
-        made.append(ratios)
+            made[prompt].append(above / below if above and below else None)
     return _medians(made)
 
 
-def _medians(groups: Sequence[Sequence[float | None]]) -> list[float]:
-    found = [[value for value in group if value is not None] for group in groups]
-    return [statistics.median(values) for values in found if values]
+def _medians(values: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    found = {key: [value for value in some if value is not None] for key, some in values.items()}
+    return {key: statistics.median(some) for key, some in found.items() if some}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None] | None:
@@ -223,9 +236,24 @@ def _comparison_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return made
 
 
+def _group_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Ratios by group, where there are several."""
+    groups = list(next((row["by_group"] for row in report["comparisons"]), {}))
+    if len(groups) < 2:
+        return []
+    return [
+        ["ours", "theirs", "clock", *groups],
+        *(
+            [row["ours"], row["theirs"], _HEADING[row["clock"]]]
+            + [_range(row["by_group"][group], ".2f") for group in groups]
+            for row in report["comparisons"]
+        ),
+    ]
+
+
 def _tables(report: Mapping[str, Any]) -> list[list[list[str]]]:
     """Those that have something to tell."""
-    tables = (_rows(report), _comparison_rows(report))
+    tables = (_rows(report), _comparison_rows(report), _group_rows(report))
     return [rows for rows in tables if len(rows) > 1]
 
 

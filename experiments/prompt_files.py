@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from experiments import json_lines
+
 __all__ = ["BUILT_IN", "Prompt", "chosen", "read", "spread"]
 
 # The categories of MT-Bench, which Spec-Bench's own file takes for groups.
@@ -60,48 +62,35 @@ def read(*paths: str) -> list[Prompt]:
     """
     prompts = []
     for path in paths or (str(BUILT_IN),):
-        try:
-            text = pathlib.Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--prompts={path} cannot be read: {error}") from error
-        if not text.strip():
-            raise ValueError(f"--prompts={path} holds no prompts")
-        # Texts may hold what `splitlines` takes for the end of a line.
-        for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-            try:
-                given = json.loads(line)
-                system, turns = _said(given)
-                group = given.get("group") or given.get("category") or pathlib.Path(path).stem
-                if "group" not in given and group in _MULTI_TURN:
-                    group = "multi_turn"
-                if not isinstance(group, str):
-                    raise ValueError(f"group={group!r} is no text")
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"--prompts={path}, line {number}: {error!r}; a line is a JSON object with "
-                    "`turns`, a list of texts, or `messages`, or `prompt`"
-                ) from error
-            question = given.get("question_id", number)
+        for line in json_lines.read("prompts", path):
+            name = next((name for name in ("group", "category") if line.given.get(name)), "group")
+            group = line.given.get(name) or line.stem
+            line.check(name, isinstance(group, str), "a text")
+            if name == "category" and group in _MULTI_TURN:
+                group = "multi_turn"
+            question = line.given.get("question_id", line.number)
+            system, turns = _said(line)
             prompts.append(Prompt(question, group, turns, pathlib.Path(path).name, system))
     return list({prompt.key: prompt for prompt in prompts}.values())
 
 
-def _said(given: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+def _said(line: json_lines.Line) -> tuple[str | None, tuple[str, ...]]:
     """What stands before the first turn, and what the user says."""
-    system = None
-    if "messages" in given:
-        field = "messages"
-        turns = [message["content"] for message in given[field] if message["role"] == "user"]
-        if given[field] and given[field][0]["role"] == "system":
-            system = given[field][0]["content"]
-    elif "prompt" in given and "turns" not in given:
-        field, turns = "prompt", [given["prompt"]]
-    else:
-        field, turns = "turns", given["turns"]
-    texts = isinstance(turns, list) and all(isinstance(turn, str) and turn for turn in turns)
-    if not texts or not turns:
-        raise ValueError(f"{field}={given[field]!r} are no texts")
-    return system, tuple(turns)
+    field = line.first("messages", "turns", "prompt")
+    given = line.given.get(field)
+    if field == "prompt":
+        line.check(field, json_lines.is_text(given), "a text; or give `turns`, or `messages`")
+        return None, (str(given),)
+    if field == "turns":
+        line.check(field, json_lines.are_texts(given), "a list of texts")
+        return None, tuple(given or ())
+    messages: list[Any] = given if isinstance(given, list) else []
+    wish = "a list of messages with `role` and `content`, the user's among them"
+    line.check(field, all(isinstance(one, dict) and "role" in one for one in messages), wish)
+    turns = [one.get("content") for one in messages if one["role"] == "user"]
+    opening = [one.get("content") for one in messages[:1] if one["role"] == "system"]
+    line.check(field, json_lines.are_texts([*opening, *turns]) and bool(turns), wish)
+    return (opening[0] if opening else None), tuple(turns)
 
 
 def chosen(

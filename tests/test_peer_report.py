@@ -4,11 +4,17 @@ import pytest
 
 from experiments import peer_report
 
+NOTES = {
+    **{"model": "m", "threads": 1, "prompts": 1, "left_out": 0, "max_new_tokens": 1},
+    **{"repeats": 1, "versions": {}, "skipped": {}},
+}
+
 
 def record(program, prompt, repeat, tokens, prefill, seconds, steps=1, at_once=0):
     engine, _, method = program.partition(":")
     return {
         **{"engine": engine, "method": method, "prompt": prompt, "repeat": repeat},
+        "group": {"a": "first", "b": "second"}[prompt],
         **{"new_tokens": tokens, "prefill_seconds": prefill, "prefill_tokens": at_once},
         **{"seconds": seconds, "target_steps": steps},
     }
@@ -60,10 +66,18 @@ def test_paces_ratios_and_tau():
     assert ratios["plain", "with_prefill"]["ratio"]["max"] == 4.0
     # In each repeat: 4 tokens a second over 3 in 6 seconds.
     assert ratios["plain", "after_prefill"]["ratio"]["max"] == 8.0
+    assert ratios["plain", "with_prefill"]["by_group"]["second"]["median"] == 2.0
+    assert ratios["plain", "with_prefill"]["by_group"]["first"]["median"] == 4.0
     best = ratios["best", "with_prefill"]
+    assert best["by_group"]["first"] is None
     assert (best["ours"], best["theirs"]) == ("specjax:quick", "peer:plain")
     # They meet on b only: 8 over 2.
     assert best["ratio"] == {"median": 4.0, "min": 4.0, "max": 4.0, "low": None, "high": None}
+    heading, *_, last = peer_report.text({**found, **NOTES}).split("\n\n")[2].splitlines()
+    assert heading.split() == ["ours", "theirs", "clock", "first", "second"]
+    # After prefill: 8 over 1.6 on b, where alone they meet.
+    told = ["specjax:quick", "peer:plain", "after", "prefill", "–", "5.00", "[5.00,", "5.00]"]
+    assert last.split() == told
 
 
 def test_a_ratio_is_of_runs_side_by_side():
@@ -86,9 +100,7 @@ def test_an_answer_that_ends_at_once_has_no_pace():
     report = peer_report.summary(made, lambda *_: None)
     assert report["rows"][1]["tokens_per_second"]["after_prefill"] is None
     assert report["rows"][1]["tau"] is None
-    notes = {"model": "m", "threads": 1, "prompts": 1, "left_out": 0, "max_new_tokens": 1}
-    notes |= {"repeats": 1, "versions": {}, "skipped": {}}
     line = next(
-        line for line in peer_report.text({**report, **notes}).splitlines() if "peer" in line
+        line for line in peer_report.text({**report, **NOTES}).splitlines() if "peer" in line
     )
     assert line.split() == ["peer", "plain", *"1.0 [1.0, 1.0] – 2.00 [2.00, 2.00] – – 1/1".split()]

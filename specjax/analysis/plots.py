@@ -116,14 +116,18 @@ def speedup_against(
 
     Args:
       what: label of the axis, such as `batch size`.
-      speedups: by method and value, estimates with intervals.
+      speedups: by method and value, estimates with intervals. A value of 0, which no logarithm
+        shows, stands one step left of the others.
       axes: as above.
     """
     axes = _axes(axes)
+    values = sorted({value for row in speedups.values() for value in row})
+    least = min((value for value in values if value > 0), default=1)
+    place = {value: value if value > 0 else least / 2 for value in values}
     for index, (method, row) in enumerate(speedups.items()):
         found = [row[value] for value in sorted(row)]
         axes.errorbar(
-            sorted(row),
+            [place[value] for value in sorted(row)],
             [value[0] for value in found],
             _bars(found),
             label=method,
@@ -131,9 +135,8 @@ def speedup_against(
             **_look(index),
             **_LINE,
         )
-    values = sorted({value for row in speedups.values() for value in row})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks([place[value] for value in values], [f"{value:g}" for value in values])
     axes.minorticks_off()
     _even(axes)
     axes.set(xlabel=what, ylabel="speedup over plain decoding")
