@@ -1,11 +1,15 @@
 """The cost model against enumeration on tabular laws, closed forms, and limits that must agree."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from specjax import analysis, decoding, trees
-from specjax.analysis import cost_model, practice
+from specjax import analysis, decoding, drafters, models, trees, types
+from specjax.analysis import cost_model, practice, scoring, tuning
+
+COST = decoding.Cost(0.1, ((1, 1.0), (2, 1.2), (4, 1.9)))
 
 
 def everywhere(probabilities, depth):
@@ -24,6 +28,57 @@ def test_tokens_a_step_are_the_enumerated_expectation(length):
     found = cost_model.tokens_per_step(acceptance, length)
     assert found == pytest.approx(1 + float(expected), abs=1e-5)
     assert found == pytest.approx((1 - acceptance ** (length + 1)) / (1 - acceptance))
+
+
+VOCAB, ENDING, LONGEST = 3, 2, 4
+P, Q = np.random.default_rng(0).dirichlet([0.7] * VOCAB, (2, VOCAB + 1))
+
+
+def is_over(answer):
+    return len(answer) == LONGEST or ENDING in answer
+
+
+def expected_steps(answer, length):
+    """From here to the end, over every draft and every fate of it; the prompt ends in a 0."""
+    if is_over(answer):
+        return 0.0
+    steps, accepted = 1.0, [(answer, 1.0)]
+    for _ in range(length):
+        longer = []
+        for text, share in accepted:
+            last = (0, *text)[-1]
+            both = np.minimum(P[last], Q[last])
+            # A refusal emits what is left of the target's law, and ends the step.
+            for token, left in enumerate(P[last] - both):
+                steps += share * left * expected_steps((*text, token), length)
+            longer += [((*text, token), share * mass) for token, mass in enumerate(both)]
+        accepted = [(text, share) for text, share in longer if not is_over(text)]
+    for text, share in accepted:
+        for token, mass in enumerate(P[(0, *text)[-1]]):
+            steps += share * mass * expected_steps((*text, token), length)
+    return steps
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_steps_of_texts_are_the_enumerated_expectation(length):
+    """Laws that hang on the token before: every text of a decode, weighed by its law."""
+    target, draft = (models.tabular_model(jnp.log(jnp.asarray(law))) for law in (P, Q))
+    answers = [
+        answer
+        for size in range(1, LONGEST + 1)
+        for answer in itertools.product(range(VOCAB), repeat=size)
+        if is_over(answer) and not is_over(answer[:-1])
+    ]
+    weights = [np.prod([P[pair] for pair in itertools.pairwise((0, *a))]) for a in answers]
+    texts = [([0], list(answer)) for answer in answers]
+    scores = scoring.score(target, drafters.model(draft, 1), texts, types.Sampling(1.0))
+    counts = scores.counts(length, "token")
+    steps = expected_steps((), length)
+    assert counts.steps @ weights == pytest.approx(steps, abs=1e-5)
+    # And so is the speedup that the model makes of them.
+    (option,) = tuning.options(scores, COST, (length,), "token")
+    took = length * COST.draft + COST.of_pass(length + 1)
+    assert option.speedup == pytest.approx(counts.tokens.sum() / (counts.steps.sum() * took))
 
 
 def test_acceptance_by_position():
