@@ -49,6 +49,8 @@ _TAKES = binary.takes(
 )
 _GROUPS = flags.DEFINE_list("groups", [], "Groups of prompts; default all.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "0 is greedy.")
+# Of passes whose cost is measured in any case, besides those that methods make.
+_WIDTHS = (1, 2, 4, 8, 16)
 # What stands around the notes, in tokens, and some more.
 _AROUND_NOTES = 32
 _LENGTHS = flags.DEFINE_list("lengths", ["128"], "Longest answers, in tokens.")
@@ -110,6 +112,7 @@ class Config:
             "repeats": self.repeats,
             "seed": self.seed,
             "device": jax.devices()[0].device_kind,
+            "machine": binary.machine(),
             "versions": binary.versions(),
         }
 
@@ -178,14 +181,14 @@ def prices_of(
         str(asked): asked for asked in config.methods if asked.settings.draft_length != "auto"
     }
     drafts = {name: asked.unstopping(bundle) for name, asked in priced.items()}
-    widths = {w for drafter in drafts.values() for w in decoding.pass_widths(drafter.nodes)}
+    own = {w for drafter in drafts.values() for w in decoding.pass_widths(drafter.nodes)}
     fills = [len(task.first[0]) + task.max_new_tokens // 2 for task in tasks]
     costs, _ = step_costs.of_all(
         bundle.target,
         drafts,
         fill=int(medians.median(fills)),
         batch=tasks[0].batch,
-        widths=sorted(widths),
+        widths=sorted({*_WIDTHS, *own}),
     )
     return {
         name: benchmark_record.Price(costs[name], asked.stops) for name, asked in priced.items()
@@ -204,46 +207,76 @@ def _tasks(
     prompts: Sequence[prompt_files.Prompt],
     done: set[str],
 ) -> tuple[set[str], list[benchmark_turn.Task], int]:
-    """All units, what is left to do of them, and how many do not fit."""
-    units, tasks, left_out = set(), [], 0
+    """All units, what is left to do of them, and how many prompts do not fit, somewhere or all."""
+    units, tasks, left_out = set(), [], set()
     limit = bundle.target.context_length or math.inf
     if max(config.contexts) > limit:
         raise ValueError(
             f"--contexts={max(config.contexts)} is more than the model's context of {limit}"
         )
-    longest = max(config.lengths)
     first = {
-        (context, prompt.key): _first(bundle, prompt, context, longest)
+        (context, length, prompt.key): _first(bundle, prompt, context, length)
         for context in config.contexts
+        for length in config.lengths
         for prompt in prompts
     }
     cells = itertools.product(config.contexts, config.lengths, config.batches, config.temperatures)
     for context, length, batch, temperature in cells:
-        cell = {
-            "batch": batch,
-            "temperature": temperature,
-            "max_new_tokens": length,
-            "context": context,
-        }
-        # Prompts of one capacity follow each other, and share programs; batches keep to a group.
-        waiting: dict[tuple[int, str, int], list[prompt_files.Prompt]] = {}
+        cell = {"temperature": temperature, "max_new_tokens": length, "context": context}
+        # Prompts of one capacity follow each other, and share programs.
+        fitting: dict[tuple[int, int], list[prompt_files.Prompt]] = {}
         for prompt in prompts:
-            tokens = first[context, prompt.key]
+            tokens = first[context, length, prompt.key]
             size = _size(bundle, prompt, tokens, length)
             if size is None or len(tokens) > config.longest_prompt + context:
-                left_out += 1
-                continue
-            unit = unit_of({"prompt": prompt.key, **cell})
-            units.add(unit)
-            if unit not in done:
-                key = (size, prompt.group, len(prompt.turns))
-                waiting.setdefault(key, []).append(prompt)
-        for (size, _, _), some in sorted(waiting.items()):
-            for start in range(0, len(some), batch):
-                together = tuple(some[start : start + batch])
-                tokens = tuple(first[context, prompt.key] for prompt in together)
-                tasks.append(benchmark_turn.Task(together, tokens, capacity=size, **cell))
-    return units, tasks, left_out
+                left_out.add(prompt.key)
+            else:
+                fitting.setdefault((len(prompt.turns), size), []).append(prompt)
+        for size, some in _pools(fitting, batch):
+            named = {unit_of({"prompt": one.key, "batch": batch, **cell}): one for one in some}
+            units |= named.keys()
+            waiting = [one for unit, one in named.items() if unit not in done]
+            for start in range(0, len(waiting), batch):
+                new = waiting[start : start + batch]
+                company = [one for one in some if one not in new][: batch - len(new)]
+                rows = (*new, *company)
+                tokens = tuple(first[context, length, prompt.key] for prompt in rows)
+                tasks.append(benchmark_turn.Task(rows, tokens, new=len(new), capacity=size, **cell))
+    return units, tasks, len(left_out)
+
+
+def _pools(
+    fitting: Mapping[tuple[int, int], list[prompt_files.Prompt]], batch: int
+) -> list[tuple[int, list[prompt_files.Prompt]]]:
+    """Capacities with the prompts that are decoded at them.
+
+    Rows of a batch are different prompts of all groups, as a server has them: equal ones would
+    miss, accept and end together. So all share the largest capacity.
+
+    Args:
+      fitting: prompts by their number of turns and the capacity they need.
+      batch: rows.
+
+    Raises:
+      ValueError: fewer prompts than rows.
+    """
+    if batch == 1:
+        return sorted(((size, some) for (_, size), some in fitting.items()), key=lambda one: one[0])
+    pools = []
+    for turns in sorted({turns for turns, _ in fitting}):
+        sizes = [size for own, size in fitting if own == turns]
+        some = [one for size in sizes for one in fitting[turns, size]]
+        if len(some) < batch:
+            raise ValueError(
+                f"--batches={batch} needs as many prompts of {turns} turns, and there are "
+                f"{len(some)}; ask for more, or for smaller batches"
+            )
+        seen: dict[str, int] = {}
+        ranks = {}
+        for prompt in some:
+            ranks[prompt.key] = seen[prompt.group] = seen.get(prompt.group, -1) + 1
+        pools.append((max(sizes), sorted(some, key=lambda one, ranks=ranks: ranks[one.key])))
+    return pools
 
 
 def _first(

@@ -41,9 +41,9 @@ def of_turn(
     """One a prompt; seconds and tokens a second are those of the whole batch, which has a name."""
     side, runs = sides[name], timed[name]
     own, plain = (_pace(timed[one]) for one in (name, PLAIN))
-    gaps = [gap for run in runs for gap in run.gaps]
     records = []
-    for row, prompt in enumerate(task.prompts):
+    for row, prompt in enumerate(task.prompts[: task.new]):
+        gaps = [gap for run in runs for gap in run.gaps[row]]
         counts = jax.tree.map(lambda leaf, row=row: leaf[row], runs[-1].counts)
         tested, accepted = counts.tested, counts.accepted
         new = runs[-1].answers[row]
@@ -113,25 +113,36 @@ def overlap(
     target: types.LanguageModel,
     drafter: types.Drafter,
     text: tuple[list[int], list[int]],
-    asked: dict[str, Any],
+    temperature: float,
+    batch: int,
 ) -> dict[str, Any]:
-    """The first draft's acceptance probability from every place of an answer, off the clock."""
-    nothing = {"overlap": None, "places": 0, "by_entropy": None}
-    form = jax.eval_shape(decoding.first_draft, target, drafter)
-    if form.is_deterministic or not text[1]:
-        return nothing
-    found = scoring.score(target, drafter, [text], asked["sampling"])
-    shares = found.overlap[0]
-    places = int(np.sum(~np.isnan(shares)))
-    if not places:
-        return nothing
+    """The first draft's acceptance probability from every place of an answer, off the clock.
+
+    Args:
+      target: the model.
+      drafter: of the method.
+      text: what stood before the answer, and the answer, as token ids.
+      temperature: at which it was drawn.
+      batch: rows; only an answer that was decoded alone is looked at, as a batch changes nothing.
+
+    Returns:
+      `overlap`, the mean of Σ min(p, q) where there is a draft with a law; `places`, where there is
+      a draft; `by_entropy`, places and sums of acceptance probabilities in bins of the entropy of
+      the target's law, and of the draft's where it has one.
+    """
+    found = None
+    if batch == 1 and drafter.nodes and text[1]:
+        found = scoring.score(target, drafter, [text], types.Sampling(temperature))
+    places = 0 if found is None else int(np.sum(~np.isnan(found.overlap[0])))
+    if found is None or not places:
+        return {"overlap": None, "places": 0, "by_entropy": None}
+    shares, laws = found.overlap[0], {"target": found.entropy_p[0]}
+    if not found.form.is_deterministic:
+        laws["draft"] = found.entropy_q[0]
     return {
-        "overlap": float(np.nansum(shares)) / places,
+        "overlap": float(np.nansum(shares)) / places if "draft" in laws else None,
         "places": places,
-        "by_entropy": {
-            "target": entropy.binned(found.entropy_p[0], shares),
-            "draft": entropy.binned(found.entropy_q[0], shares),
-        },
+        "by_entropy": {name: entropy.binned(values, shares) for name, values in laws.items()},
     }
 
 

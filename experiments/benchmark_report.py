@@ -16,6 +16,7 @@ import numpy as np
 
 from specjax import decoding
 from specjax.analysis import intervals, practice
+from specjax.analysis.entropy import EDGES
 from specjax.training import folders
 
 __all__ = ["CELL", "OVERALL", "cells", "check", "markdown", "summary", "text", "write"]
@@ -35,6 +36,7 @@ _USUAL = {
     "xsum": "XSum",
 }
 _SUITE = "suite.jsonl"
+_OFTEN = 0.9
 
 
 def summary(
@@ -52,7 +54,9 @@ def summary(
     for cell in sorted({tuple(r[name] for name in CELL) for r in records}):
         here = [r for r in records if tuple(r[name] for name in CELL) == cell]
         groups = list(dict.fromkeys(r["group"] for r in here))
-        for group in [*groups, OVERALL] if len(groups) > 1 else groups:
+        # Rows of a batch are of all groups.
+        told = [*groups, OVERALL] if cell[CELL.index("batch")] == 1 else [OVERALL]
+        for group in told if len(groups) > 1 else groups:
             for method in dict.fromkeys(r["method"] for r in here):
                 some = [r for r in here if r["method"] == method and group in (r["group"], OVERALL)]
                 row = dict(zip(CELL, cell, strict=True))
@@ -94,6 +98,10 @@ def _row(
         "rule": records[0]["rule"],
         "prompts": len(prompts),
         "new_tokens": sum(r["new_tokens"] for r in records),
+        "text_tokens": float(np.median([r["text_tokens"] for r in records])),
+        "drafting": sum(r["tested"][0] for r in records) / sum(r["target_steps"] for r in records)
+        if records[0]["tested"]
+        else None,
         "tau": intervals.ratio(*_sums(prompts, "new_tokens", "target_steps")).told(),
         "acceptance_rate": intervals.ratio(*_sums(prompts, "accepted", "tested")).told(),
         "acceptance_by_position": [
@@ -139,8 +147,9 @@ def _sums(
 
 def _overlap(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[float | None] | None:
     """Over all places of all answers where there is a draft's law."""
-    (places,) = _sums(prompts, "places")
-    sums = [sum((r["overlap"] or 0.0) * r["places"] for r in unit) for unit in prompts]
+    known = [[r for r in unit if r["overlap"] is not None] for unit in prompts]
+    (places,) = _sums(known, "places")
+    sums = [sum(r["overlap"] * r["places"] for r in unit) for unit in known]
     return intervals.ratio(sums, places).told() if places.any() else None
 
 
@@ -154,11 +163,9 @@ def _by_entropy(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any
     made = {}
     for law in ("target", "draft"):
         # [prompts, 2, bins]: places, and sums of their acceptance probabilities.
-        found = [
-            np.sum([r["by_entropy"][law] for r in unit if r["by_entropy"]], axis=0)
-            for unit in prompts
-            if any(r["by_entropy"] for r in unit)
-        ]
+        known = [[r["by_entropy"] or {} for r in unit] for unit in prompts]
+        known = [[one[law] for one in unit if law in one] for unit in known]
+        found = [np.sum(unit, axis=0) for unit in known if unit]
         if found:
             counts, sums = np.moveaxis(np.asarray(found), 0, -1)
             made[law] = [intervals.ratio(*pair).told() for pair in zip(sums, counts, strict=True)]
@@ -183,20 +190,28 @@ def _number(value: float | None, form: str = "{:.2f}") -> str:
     return "–" if value is None else form.format(value)
 
 
+def _predicted(row: Mapping[str, Any]) -> str:
+    """With how far it lies from what was measured."""
+    value = row["predicted_speedup"]
+    return "–" if value is None else f"{value:.2f} ({value / row['speedup'][0] - 1:+.0%})"
+
+
 _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "group": lambda row: row["group"],
     "method": lambda row: row["method"],
     "rule": lambda row: row["rule"],
     "prompts": lambda row: str(row["prompts"]),
+    "before": lambda row: _number(row["text_tokens"], "{:.0f}"),
     "tokens": lambda row: str(row["new_tokens"]),
     "τ": lambda row: _interval(row["tau"]),
     "α": lambda row: _interval(row["acceptance_rate"]),
+    "drafting": lambda row: _number(row["drafting"]),
     "overlap": lambda row: _interval(row["overlap"]),
     "by position": lambda row: " ".join(_number(rate[0]) for rate in row["acceptance_by_position"]),
     "speedup": lambda row: _interval(row["speedup"]),
-    "median": lambda row: _number(row["speedup_median"][0]),
-    "predicted": lambda row: _number(row["predicted_speedup"]),
-    "with prefill": lambda row: _number(row["speedup_with_prefill"][0]),
+    "median": lambda row: _interval(row["speedup_median"]),
+    "predicted": lambda row: _predicted(row),
+    "with prefill": lambda row: _interval(row["speedup_with_prefill"]),
     "tokens/s": lambda row: _number(row["tokens_per_second"], "{:.1f}"),
     "p50, p95 ms": lambda row: ", ".join(
         _number(1000 * row[f"inter_token_{name}"], "{:.0f}") for name in ("p50", "p95")
@@ -266,11 +281,15 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{report['seed']}.",
         "",
         "τ: emitted tokens a target step, the bonus token included, prefill excluded. α: accepted "
-        "over tested drafts (the accepted and the first rejected). Overlap: mean of Σ min(p, q) "
-        "over the answers' places. Speedup: tokens a second over plain decoding's of the same "
-        "prompts, in turn, prefill excluded; in brackets 95 % intervals by the bootstrap over "
-        "prompts. p50, p95: milliseconds a token, a step's spread over those that it brought. "
-        "Memory: what the loop's program holds beyond plain decoding's.",
+        "over tested drafts (the accepted and the first rejected). Drafting: share of the steps "
+        "that had a draft to test. Overlap: mean of Σ min(p, q) over the answers' places. Speedup: "
+        "tokens a second over plain decoding's of the same prompts, in turn, prefill excluded; in "
+        "brackets 95 % intervals by the bootstrap over prompts, where there are five or more. "
+        "Predicted: by the cost model, from the steps and drafts that were counted and what they "
+        "cost here, with its distance from what was measured. Before: tokens before the answer, "
+        "median. p50, p95: milliseconds a token in the first steps, each spread over the tokens "
+        "that it brought; medians over prompts. Memory: what the loop's program holds beyond plain "
+        "decoding's.",
         "",
         _notes(report),
         "",
@@ -287,9 +306,40 @@ def markdown(report: Mapping[str, Any]) -> str:
             if row["identical"] and row["identical"][0] < row["identical"][1]
         ]
         lines += [*parted, ""] if parted else []
+        lines += _worst(rows)
         lines += _costs(rows)
+        lines += _entropies(rows)
         lines += _practice(rows)
     return "\n".join(lines)
+
+
+def _worst(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the cost model was furthest off."""
+    told = [row for row in rows if row["predicted_speedup"] is not None]
+    if not told:
+        return []
+    row = max(told, key=lambda row: abs(row["predicted_speedup"] / row["speedup"][0] - 1))
+    return [f"Furthest from what was predicted: {row['method']} on {row['group']}.", ""]
+
+
+def _entropies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Acceptance of the first draft by the entropy of both laws, of all groups together."""
+    last = {row["method"]: row for row in rows if row["by_entropy"]}
+    made = []
+    for law in ("target", "draft"):
+        table = [["method", *(f"{low:g} … {high:g}" for low, high in itertools.pairwise(EDGES))]]
+        for method, row in last.items():
+            if law in row["by_entropy"]:
+                table.append([method, *map(_interval, row["by_entropy"][law])])
+        if len(table) > 1:
+            made += [
+                f"Acceptance probability of the first draft, by the entropy of the {law}'s law in "
+                "nats (greedily at temperature 1):",
+                "",
+                *_table(table),
+                "",
+            ]
+    return made
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -314,12 +364,11 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         points = {
             row["group"]: (row["acceptance_rate"][0], row["speedup"][0])
             for row in own
-            if row["acceptance_rate"][0] is not None
+            # Where a draft is seldom there, α tells half of what it is worth.
+            if row["drafting"] is not None and row["drafting"] > _OFTEN
         }
         if points:
-            # A deterministic draft is there only where something was found: α tells half of it.
-            told = own[0]["cost"] if own[0]["overlap"] else None
-            cost = told and decoding.Cost(**told)
+            cost = own[0]["cost"] and decoding.Cost(**own[0]["cost"])
             lines += [f"What practitioners quote, beside {method}:", ""]
             lines += [practice.markdown(practice.compare(cost, points)), ""]
     return lines

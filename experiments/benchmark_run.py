@@ -29,7 +29,7 @@ def measured(
       warm: bytes of the programs that were compiled before; what is compiled here is added.
       prices: of the methods' steps, of those that the cost model can tell.
     """
-    rows = [list(task.first[index % len(task.first)]) for index in range(task.batch)]
+    rows = list(map(list, task.first))
     asked = benchmark_turn.options(rows, task.temperature, task.max_new_tokens, seed) | {
         "capacity": task.capacity
     }
@@ -56,16 +56,14 @@ def measured(
             for row, record in enumerate(made):
                 text = (sides[name].texts[row], record["tokens"])
                 record |= benchmark_record.overlap(
-                    bundle.target, decoders[name].drafter, text, asked
+                    bundle.target, decoders[name].drafter, text, task.temperature, task.batch
                 )
                 record |= benchmark_record.predicted(
                     record, prices.get(name), decoders[name].drafter, task.batch
                 )
             records += made
         if turn + 1 < len(task.prompts[0].turns):
-            said = [
-                task.prompts[row % len(task.prompts)].turns[turn + 1] for row in range(len(rows))
-            ]
+            said = [prompt.turns[turn + 1] for prompt in task.prompts]
             for name, side in sides.items():
                 side.go_on(bundle, said, timed[name][-1].answers, left[name])
     return records

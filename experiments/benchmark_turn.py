@@ -31,9 +31,9 @@ class Task:
     """Prompts to be decoded together, by every method in turn.
 
     Attributes:
-      prompts: with equally many turns; the batch begins over where it has more rows.
+      prompts: one a row, with equally many turns.
       first: the first turn of each, as token ids.
-      batch: rows.
+      new: how many are measured; those behind them fill up the batch.
       temperature: 0 is greedy.
       max_new_tokens: of every turn.
       context: tokens that were put before the question, about.
@@ -42,11 +42,16 @@ class Task:
 
     prompts: tuple[prompt_files.Prompt, ...]
     first: tuple[list[int], ...]
-    batch: int
+    new: int
     temperature: float
     max_new_tokens: int
     context: int
     capacity: int
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return len(self.prompts)
 
     @property
     def cell(self) -> dict[str, Any]:
@@ -92,12 +97,13 @@ class Conversation:
     def decode(self, asked: dict[str, Any]) -> tuple["Timed", decoding.DecodeState]:
         """One timed decode, and where it left the method."""
         request, state, prefill_seconds = self.start(asked)
-        gaps: list[float] = []
+        gaps: list[list[float]] = [[] for _ in self.rows]
         stream = self.decoder.stream(request, jax.block_until_ready(_copied(state)))
         last = time.perf_counter()
         for _, new in zip(range(_STREAMED), stream, strict=False):
-            now, count = time.perf_counter(), max(map(len, new))
-            gaps += [(now - last) / max(count, 1)] * count
+            now = time.perf_counter()
+            for of_row, tokens in zip(gaps, new, strict=True):
+                of_row += [(now - last) / max(len(tokens), 1)] * len(tokens)
             last = now
         began = time.perf_counter()
         result = self.decoder.decode(request, state)
@@ -128,14 +134,22 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """A turn decoded by one method, once; `gaps` are seconds a token, as tokens arrived."""
+    """A turn decoded by one method, once.
+
+    Attributes:
+      answers: new token ids a row, through the token that ended it.
+      reasons: why each ended.
+      counts: of every row.
+      prefill_seconds, seconds: of the batch; of the prompts' way through the models, and after it.
+      gaps: of every row, seconds a token, in the first steps of the decode.
+    """
 
     answers: list[list[int]]
     reasons: list[str]
     counts: decoding.Statistics
     prefill_seconds: float
     seconds: float
-    gaps: list[float]
+    gaps: list[list[float]]
 
 
 def options(

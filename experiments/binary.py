@@ -1,8 +1,11 @@
 """What every binary shares: its common flags, progress, and ends in one line."""
 
+import contextlib
 import importlib.metadata
 import json
 import logging
+import os
+import pathlib
 import platform
 import sys
 import time
@@ -19,9 +22,11 @@ from specjax import native, verification
 
 __all__ = [
     "Progress",
+    "cores",
     "draft_length",
     "folder",
     "given",
+    "machine",
     "parse_flags",
     "report",
     "start",
@@ -261,6 +266,22 @@ def versions() -> dict[str, str | None]:
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
     }
+
+
+def machine() -> str:
+    """The processor and how many of its cores this process may use, as far as they can be told."""
+    names = [platform.processor() or platform.machine()]
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{next(iter(names), platform.machine())}, {cores()} cores"
+
+
+def cores() -> int:
+    """How many this process may use."""
+    # Of Linux alone.
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _fail(error: Exception) -> NoReturn:

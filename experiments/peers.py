@@ -10,7 +10,6 @@ why. With --out every decode is a line of a file, and a run that was stopped goe
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,7 +85,6 @@ class Config:
 
 def config_from_flags() -> Config:
     """Reads the flags; ValueError names the one that is wrong."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Config(
         model=binary.MODEL.value,
         draft=binary.DRAFT.value,
@@ -96,7 +94,7 @@ def config_from_flags() -> Config:
         longest_prompt=binary.given(binary.LONGEST, 1536),
         max_new_tokens=binary.given(binary.MAX_NEW_TOKENS, 128),
         repeats=binary.given(binary.REPEATS, 3),
-        threads=binary.given(_THREADS, cores or 1),
+        threads=binary.given(_THREADS, binary.cores()),
         folder=binary.given(binary.FOLDER, str(storage.cache_folder() / "peers")),
         out=binary.OUT.value,
         compilation_cache=binary.COMPILATION_CACHE.value,

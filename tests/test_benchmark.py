@@ -65,12 +65,13 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
-    """Two groups; one conversation of two turns."""
+    """Two groups; the conversations of one have two turns."""
     path = tmp_path_factory.mktemp("prompts") / "questions.jsonl"
     lines = [
         {"question_id": 1, "group": "rivers", "turns": ["What is a river?"]},
         {"question_id": 2, "group": "rivers", "turns": ["Name three rivers."]},
         {"question_id": 3, "category": "talk", "turns": ["Hello there.", "And what else?"]},
+        {"question_id": 4, "category": "talk", "turns": ["Good day.", "And how so?"]},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -110,8 +111,8 @@ def made(prompts, tmp_path_factory):
 
 def test_records_hold_what_was_asked_for(made):
     config, _, held = made
-    # Four turns, four methods, two batch sizes, two temperatures.
-    assert len(held) == 4 * 4 * 2 * 2
+    # Six turns, four methods, two batch sizes, two temperatures.
+    assert len(held) == 6 * 4 * 2 * 2
     for record in held:
         assert record.keys() >= ASKED
         tested, accepted = record["tested"], record["accepted"]
@@ -134,7 +135,7 @@ def test_the_target_drafting_for_itself_has_a_tau_that_is_known(made):
     """Greedily every draft of three is right: twelve tokens are three steps of four."""
     _, report, held = made
     own = [r for r in held if r["method"] == WHOLE and r["temperature"] == 0]
-    assert len(own) == 8
+    assert len(own) == 12
     assert any(record["new_tokens"] == 12 for record in own)
     for record in own:
         assert record["target_steps"] == -(-record["new_tokens"] // 4)
@@ -151,8 +152,11 @@ def test_the_target_drafting_for_itself_has_a_tau_that_is_known(made):
     assert all(r["acceptance_rate"] is None for r in plain)
     rows = {(r["temperature"], r["batch"], r["group"], r["method"]): r for r in report["rows"]}
     assert rows[0, 1, "overall", WHOLE]["acceptance_rate"][0] == 1
-    assert rows[0, 1, "overall", WHOLE]["prompts"] == 3
+    assert rows[0, 1, "overall", WHOLE]["prompts"] == 4
     assert rows[0, 1, "rivers", WHOLE]["prompts"] == 2
+    # Rows of a batch are of all groups.
+    assert (0, 2, "rivers", WHOLE) not in rows
+    assert rows[0, 2, "overall", WHOLE]["prompts"] == 4
 
 
 def test_a_second_turn_goes_on_from_the_first(made):
@@ -164,8 +168,8 @@ def test_a_second_turn_goes_on_from_the_first(made):
             next(
                 r
                 for r in held
-                if (r["method"], r["group"], r["turn"], r["batch"], r["temperature"])
-                == (name, "talk", turn, 1, 0.8)
+                if (r["method"], r["question_id"], r["turn"], r["batch"], r["temperature"])
+                == (name, 3, turn, 1, 0.8)
             )
             for turn in (0, 1)
         )
@@ -175,7 +179,8 @@ def test_a_second_turn_goes_on_from_the_first(made):
         task = benchmark_turn.Task(
             (prompt_files.Prompt(3, "talk", ("?",)),),
             ([*said, *first["tokens"], *follow_up],),
-            **{"batch": 1, "temperature": 0.8, "max_new_tokens": 12, "context": 0},
+            **{"temperature": 0.8, "max_new_tokens": 12, "context": 0},
+            new=1,
             capacity=512,
         )
         if name != "plain":
@@ -200,7 +205,7 @@ def test_batches_change_no_text(made):
 
 
 def test_overlap_is_what_scoring_says(made):
-    """Of drawn drafts, over the places where there is one; deterministic drafts have none."""
+    """Of drawn drafts, over the places where there is one; others have acceptance alone."""
     _, report, held = made
     bundle = targets.tiny()
     drafter = methods.parse(DRAWN).decoder(bundle).drafter
@@ -217,6 +222,12 @@ def test_overlap_is_what_scoring_says(made):
         assert sum(counts) == record["places"]
         assert sum(sums) == pytest.approx(np.nansum(shares))
     assert all(r["overlap"] is None for r in held if r["method"] in (WHOLE, LOOKUP))
+    # A draft that is the target's own most probable token is right with its probability.
+    whole = next(r for r in held if (r["method"], r["batch"], r["temperature"]) == (WHOLE, 1, 0))
+    counts, sums = whole["by_entropy"].pop("target")
+    assert sum(counts) == whole["places"] == whole["new_tokens"] and counts == sums
+    assert not whole["by_entropy"]
+    assert all(r["by_entropy"] is None for r in held if r["batch"] == 2)
     row = next(r for r in report["rows"] if (r["method"], r["group"]) == (DRAWN, "rivers"))
     own = [
         r
@@ -258,7 +269,9 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
 
     def remembered(bundle, decoders, task, *_):
         done.append(task)
-        units = [benchmark.unit_of({"prompt": p.key, **task.cell}) for p in task.prompts]
+        units = [
+            benchmark.unit_of({"prompt": p.key, **task.cell}) for p in task.prompts[: task.new]
+        ]
         return [r for r in held if r["unit"] in units]
 
     # What decoding gives again is known: the first case decodes, the others look it up.
@@ -273,7 +286,7 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
     again_units = [
         benchmark.unit_of({"prompt": prompt.key, **task.cell})
         for task in done
-        for prompt in task.prompts
+        for prompt in task.prompts[: task.new]
     ]
     assert len(again_units) == len(set(again_units))
     assert [row["tau"] for row in whole["rows"]] == [row["tau"] for row in report["rows"]]

@@ -15,7 +15,7 @@ from specjax import decoding
 
 __all__ = ["Best", "best", "free_width", "tokens_per_step"]
 
-_LENGTHS = range(1, 17)
+_LENGTHS = range(1, 16)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,11 @@ import numpy as np
 from numpy import typing as npt
 from scipy import stats
 
-__all__ = ["LEVEL", "Interval", "bootstrap", "mean", "median", "ratio"]
+__all__ = ["FEWEST", "LEVEL", "Interval", "bootstrap", "mean", "median", "ratio"]
 
 LEVEL = 0.95
+# Of fewer, resampling says little more than the least and the most.
+FEWEST = 5
 _RESAMPLES = 2000
 
 
@@ -24,7 +26,7 @@ class Interval:
 
     Attributes:
       estimate: from all that was measured.
-      low, high: percentiles of resampled estimates; NaN for fewer than two units.
+      low, high: percentiles of resampled estimates; NaN for fewer than `FEWEST` units.
     """
 
     estimate: float
@@ -67,7 +69,7 @@ def bootstrap(
     if len(set(sizes)) != 1 or not sizes[0]:
         raise ValueError(f"columns of {sizes} units; an interval needs equally many, and some")
     estimate = float(statistic(*arrays, axis=-1))
-    if sizes[0] == 1:
+    if sizes[0] < FEWEST:
         return Interval(estimate, np.nan, np.nan)
     found = stats.bootstrap(
         arrays,

@@ -64,8 +64,8 @@ def compare(
       A row a claim: `what`, `source`, `acceptance`, `claimed` (speedup, from and to), `ideal` (the
       cost model's where a pass of any width costs one token's, at c = 0.2 and 0.05, at the ends of
       the claim's acceptance), `machine` (the same at `cost`), `measured` (acceptance and speedup by
-      group, of groups that the claim speaks of, or whose acceptance is within 0.05 of its), and the
-      `verdict`.
+      group, of groups that the claim speaks of, or whose acceptance is in its range, or within 0.05
+      of its one number), and the `verdict`.
     """
     rows = []
     for claim in CLAIMS:
@@ -91,7 +91,9 @@ def _is_about(claim: Claim, group: str, point: tuple[float, float]) -> bool:
     if claim.acceptance is None:
         return True
     low, high = claim.acceptance
-    return low - _NEAR <= point[0] <= high + _NEAR
+    # An end that is open has nothing near it.
+    near = _NEAR if low == high else 0.0
+    return low - near <= point[0] <= high + near
 
 
 def _model(claim: Claim, costs: Sequence[decoding.Cost]) -> list[float] | None:
