@@ -10,7 +10,6 @@ log holds texts, acceptance is scored on them; otherwise on answers to the built
 """
 
 import dataclasses
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,18 @@ import jax
 import numpy as np
 from absl import app
 
-from experiments import binary, json_lines, logs, measure, methods, prompt_files, targets, tune
-from specjax import checkpoints, decoding
-from specjax.analysis import scoring, serving, tuning
+from experiments import (
+    binary,
+    logs,
+    measure,
+    methods,
+    outputs,
+    prompt_files,
+    targets,
+    tune,
+)
+from specjax import checkpoints, decoding, types
+from specjax.analysis import plots, scoring, serving, tuning
 
 _TAKES = binary.takes(
     binary.BATCHES,
@@ -29,6 +37,7 @@ _TAKES = binary.takes(
     binary.LONGEST,
     binary.MAX_NEW_TOKENS,
     binary.METHODS,
+    binary.PLOTS,
     binary.TEMPERATURE,
 )
 _CANDIDATES = ("prompt_lookup", "draft")
@@ -40,23 +49,6 @@ _PREFILLED = 256
 # What practitioners say: sure below, marginal above.
 _SURE, _MARGINAL = 8, 32
 _HARDLY = 1.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A line of a log.
-
-    Attributes:
-      arrival: seconds.
-      prompt_tokens, new_tokens: lengths.
-      text: prompt and answer as token ids, where the line holds them; without an answer it is
-        empty.
-    """
-
-    arrival: float
-    prompt_tokens: int
-    new_tokens: int
-    text: tuple[list[int], list[int]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,44 +89,7 @@ class Config:
         )
 
 
-def read(path: str, bundle: checkpoints.Bundle) -> list[Request]:
-    """Every line of a log.
-
-    Raises:
-      ValueError: a file that cannot be read or is empty, or a line that is no request; the message
-        names file, line and field.
-    """
-    requests = []
-    for line in json_lines.read("log", path):
-        given = line.given
-        arrival: Any = _seconds(given.get("arrival"))
-        line.check("arrival", arrival is not None, "seconds, or a time as ISO 8601 has it")
-        if "answer" in given:
-            text = logs.pair(line).tokens(bundle)
-            lengths: dict[str, Any] = {"prompt_tokens": len(text[0]), "new_tokens": len(text[1])}
-        else:
-            text = None
-            lengths = {name: given.get(name) for name in ("prompt_tokens", "new_tokens")}
-            if "prompt" in given:
-                line.check("prompt", json_lines.is_text(given["prompt"]), "a text")
-                text = (bundle.chat(given["prompt"]), [])
-                lengths["prompt_tokens"] = len(text[0])
-            for name, length in lengths.items():
-                is_whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
-                line.check(name, is_whole, "a whole number of at least 1, or give `answer`")
-        requests.append(Request(arrival, text=text, **lengths))
-    return requests
-
-
-def _seconds(told: Any) -> float | None:
-    """A time; None where it is none."""
-    if isinstance(told, str):
-        try:
-            return datetime.datetime.fromisoformat(told).timestamp()
-        except ValueError:
-            return None
-    is_number = isinstance(told, int | float) and not isinstance(told, bool)
-    return float(told) if is_number and np.isfinite(told) else None
+_Choice = tuple[methods.Asked, tuning.Option]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,44 +99,53 @@ class AtBatch:
     Attributes:
       batch: rows.
       step_seconds: of a plain step.
-      best: the best method with its option; None where nothing beats plain decoding.
-      speedup: that it promises; 1 then.
-      bytes: weights, caches and drafts of so many rows.
+      choices: every method at every draft length, with what it promises.
       passes: v(T, B), pairs of width and cost in plain steps.
     """
 
     batch: int
     step_seconds: float
-    best: tuple[methods.Asked, tuning.Option] | None
-    speedup: float
-    bytes: int
+    choices: tuple[_Choice, ...]
     passes: tuple[tuple[int, float], ...]
+
+    @property
+    def best(self) -> _Choice | None:
+        """Of the largest speedup; None where nothing beats plain decoding."""
+        choice = max(self.choices, key=lambda choice: choice[1].speedup)
+        return choice if choice[1].speedup > 1 else None
+
+    def speedup_of(self, choice: _Choice | None) -> float:
+        """Of a method and draft length, at this size; 1 for plain decoding."""
+        if choice is None:
+            return 1.0
+        wanted = (choice[0], choice[1].length)
+        return next(
+            option.speedup for asked, option in self.choices if (asked, option.length) == wanted
+        )
 
 
 def at_batch(
     bundle: checkpoints.Bundle,
     scores: Mapping[methods.Asked, scoring.Scores],
     batch: int,
-    slots: int,
+    fill: int,
 ) -> AtBatch:
-    """Measures steps of so many rows, and weighs the candidates at them."""
-    weighed, cost, seconds = tune.weigh(bundle, scores, batch)
-    found = [(asked, option) for asked, options in weighed.items() for option in options]
-    asked, option = max(found, key=lambda pair: pair[1].speedup)
-    pays = option.speedup > 1
-    drafter = tune.of_length(asked, option.length).unstopping(bundle) if pays else decoding.NOTHING
-    return AtBatch(
-        batch,
-        seconds,
-        (asked, option) if pays else None,
-        option.speedup if pays else 1.0,
-        _bytes(bundle, drafter, batch, slots),
-        cost.passes,
-    )
+    """Measures steps of so many rows of about `fill` tokens, and weighs the candidates at them."""
+    weighed, cost, seconds = tune.weigh(bundle, scores, fill, batch)
+    choices = tuple((asked, option) for asked, options in weighed.items() for option in options)
+    return AtBatch(batch, seconds, choices, cost.passes)
 
 
-def _bytes(bundle: checkpoints.Bundle, drafter: Any, batch: int, slots: int) -> int:
+def _drafter(bundle: checkpoints.Bundle, choice: _Choice | None) -> types.Drafter:
+    """Of a choice, with drafts of its length."""
+    if choice is None:
+        return decoding.NOTHING
+    return tune.of_length(choice[0], choice[1].length).unstopping(bundle)
+
+
+def _bytes(bundle: checkpoints.Bundle, choice: _Choice | None, batch: int, slots: int) -> int:
     """Weights of both models, once where they share them, and what rows of `slots` tokens hold."""
+    drafter = _drafter(bundle, choice)
     weights = {id(leaf): leaf for leaf in jax.tree.leaves((bundle.target, drafter))}
     held = jax.eval_shape(
         lambda: (
@@ -193,10 +157,13 @@ def _bytes(bundle: checkpoints.Bundle, drafter: Any, batch: int, slots: int) -> 
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def paces(rows: Sequence[AtBatch], speculates: bool) -> Callable[[int], float]:
-    """Tokens a second of each of n requests; beyond the largest batch requests wait for a turn."""
+def paces(rows: Sequence[AtBatch], choice: _Choice | None) -> Callable[[int], float]:
+    """Tokens a second of each of n requests that are answered by one method.
+
+    Beyond the largest batch requests wait for a turn.
+    """
     sizes = [row.batch for row in rows]
-    seconds = [row.step_seconds / (row.speedup if speculates else 1.0) for row in rows]
+    seconds = [row.step_seconds / row.speedup_of(choice) for row in rows]
 
     def pace(count: int) -> float:
         inside = min(count, sizes[-1])
@@ -210,7 +177,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     """The report, ready for JSON; of the bundle where the caller has loaded it."""
     binary.start()
     bundle = bundle or targets.load(config.model)
-    requests = [request for path in config.log for request in read(path, bundle)]
+    tune.check(bundle, config.tuned())
+    requests = [request for path in config.log for request in logs.requests(path, bundle)]
     own = [request.text for request in requests if request.text is not None]
     own = [text for text in own if len(text[0]) <= config.longest_prompt]
     answered = [text for text in own if text[1]]
@@ -229,45 +197,64 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             f"context has {bundle.target.context_length}"
         )
     scores = tune.scored(bundle, texts, config.tuned())
-    rows = [at_batch(bundle, scores, batch, slots) for batch in config.batches]
-    prompt = measure.copying_prompt(bundle.target.vocab_size, _PREFILLED)
-    variant = measure.first_token(bundle.target, decoding.NOTHING, prompt, steps=0)
-    prefill = measure.interleave({"": variant}, 3)[""].median / _PREFILLED
-    arrivals = [request.arrival for request in requests]
-    prefills = [prefill * request.prompt_tokens for request in requests]
-    tokens = [float(request.new_tokens) for request in requests]
-    shared = {
-        name: serving.share(arrivals, prefills, tokens, paces(rows, speculates))
-        for name, speculates in (("plain", False), ("speculative", True))
-    }
-    concurrency = shared["plain"].concurrency(_SHARE)
+    fill = int(np.median([one.prompt_tokens + one.new_tokens / 2 for one in requests]))
+    rows = [at_batch(bundle, scores, batch, fill) for batch in config.batches]
+    plain = _shared(bundle, requests, rows, None)
+    concurrency = plain.concurrency(_SHARE)
     chosen = next((row for row in rows if row.batch >= concurrency), rows[-1])
+    # One method for all the log: what changed it with every arrival, nobody runs.
+    advised = plain if chosen.best is None else _shared(bundle, requests, rows, chosen.best)
     return {
         "requests": len(requests),
         "temperature": config.temperature,
         "texts": len(texts),
         "own_texts": bool(own),
+        "fill": fill,
         "concurrency_p95": concurrency,
         "is_beyond": concurrency > rows[-1].batch,
-        "utilisation": shared["plain"].utilisation,
-        "latency": {name: float(np.mean(line.latencies)) for name, line in shared.items()},
-        "concurrency_p95_speculative": shared["speculative"].concurrency(_SHARE),
-        "batches": [_told(row) for row in rows],
-        "advice": _told(chosen),
+        "utilisation": plain.utilisation,
+        "latency": {
+            "plain": float(np.mean(plain.latencies)),
+            "speculative": float(np.mean(advised.latencies)),
+        },
+        "concurrency_p95_speculative": advised.concurrency(_SHARE),
+        "batches": [_told(bundle, row, slots) for row in rows],
+        "advice": _told(bundle, chosen, slots),
+        "advised_at": [[row.batch, row.speedup_of(chosen.best)] for row in rows],
         "rule_of_thumb": _rule_of_thumb(rows),
+        "machine": binary.machine(),
         "versions": binary.versions(),
     }
 
 
-def _told(row: AtBatch) -> dict[str, Any]:
+def _shared(
+    bundle: checkpoints.Bundle,
+    requests: Sequence[logs.Request],
+    rows: Sequence[AtBatch],
+    choice: _Choice | None,
+) -> serving.Timeline:
+    """The log's requests on this machine, all answered by one method."""
+    prompt = measure.copying_prompt(bundle.target.vocab_size, _PREFILLED)
+    variant = measure.first_token(bundle.target, _drafter(bundle, choice), prompt, steps=0)
+    prefill = measure.interleave({"": variant}, 3)[""].median / _PREFILLED
+    return serving.share(
+        [request.arrival for request in requests],
+        [prefill * request.prompt_tokens for request in requests],
+        [float(request.new_tokens) for request in requests],
+        paces(rows, choice),
+    )
+
+
+def _told(bundle: checkpoints.Bundle, row: AtBatch, slots: int) -> dict[str, Any]:
     told = {
         "batch": row.batch,
         "step_milliseconds": 1000 * row.step_seconds,
         "method": "plain",
         "draft_length": 0,
         "tau": 1.0,
-        "speedup": row.speedup,
-        "bytes": row.bytes,
+        "speedup": row.speedup_of(row.best),
+        "bytes": _bytes(bundle, row.best, row.batch, slots),
+        "plain_bytes": _bytes(bundle, None, row.batch, slots),
         "passes": [list(pair) for pair in row.passes],
     }
     if row.best is not None:
@@ -278,8 +265,8 @@ def _told(row: AtBatch) -> dict[str, Any]:
 
 def _rule_of_thumb(rows: Sequence[AtBatch]) -> dict[str, Any]:
     """`below 8 yes, above 32 hardly`, on this machine; None for sizes that were not measured."""
-    below = [row.speedup for row in rows if row.batch <= _SURE]
-    above = [row.speedup for row in rows if row.batch >= _MARGINAL]
+    below = [row.speedup_of(row.best) for row in rows if row.batch <= _SURE]
+    above = [row.speedup_of(row.best) for row in rows if row.batch >= _MARGINAL]
     return {
         "gain_up_to_8": min(below),
         "holds_below_8": min(below) > _HARDLY,
@@ -310,7 +297,9 @@ def table(report: dict[str, Any]) -> str:
         + "; busy "
         f"{100 * report['utilisation']:.0f} % of the time",
         f"advice: {_best(advice)}, {advice['speedup']:.2f}× expected, "
-        f"{advice['bytes'] / 1e6:.0f} MB",
+        f"{advice['bytes'] / 1e6:.0f} MB ({advice['bytes'] / advice['plain_bytes'] - 1:+.1%})",
+        "the same at every batch: "
+        + ", ".join(f"{batch}: {speedup:.2f}×" for batch, speedup in report["advised_at"]),
         f"mean latency {latency['plain']:.2f} s, then {latency['speculative']:.2f} s, at most "
         f"{report['concurrency_p95_speculative']} at once",
         f"rule of thumb: up to 8 at once it pays: {_yes(rule['holds_below_8'])} (at least "
@@ -328,6 +317,19 @@ def _best(row: dict[str, Any]) -> str:
 
 def _yes(told: bool | None) -> str:
     return {True: "holds here", False: "does not hold here", None: "not measured"}[told]
+
+
+def pictures(report: dict[str, Any]) -> dict[str, Any]:
+    """Axes by name: what speculation promises at each size."""
+    lines = {
+        "the best at each size": [[row["batch"], row["speedup"]] for row in report["batches"]],
+        f"advised: {_best(report['advice'])}": report["advised_at"],
+    }
+    told = {
+        name: {batch: (speedup, None, None) for batch, speedup in line}
+        for name, line in lines.items()
+    }
+    return {"speedup_by_batch": plots.speedup_against("requests at once", told)}
 
 
 def config_from_flags() -> Config:
@@ -354,7 +356,16 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
+
+    def made() -> dict[str, Any]:
+        config = config_from_flags()
+        outputs.check(None, binary.PLOTS.value)
+        report = run(config)
+        if binary.PLOTS.value is not None:
+            outputs.draw(binary.PLOTS.value, pictures(report))
+        return report
+
+    binary.report(argv, made, table, _TAKES)
 
 
 if __name__ == "__main__":

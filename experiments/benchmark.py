@@ -11,9 +11,7 @@ Every prompt is written to --out as soon as it is done, and a run that was stopp
 import dataclasses
 import itertools
 import math
-import pathlib
 import statistics as medians
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +19,14 @@ import jax
 from absl import app, flags
 
 from experiments import (
+    benchmark_plots,
     benchmark_record,
     benchmark_report,
     benchmark_run,
     benchmark_turn,
     binary,
     methods,
+    outputs,
     prompt_files,
     records,
     step_costs,
@@ -147,7 +147,7 @@ def run(
     decoders = {str(asked): asked.decoder(bundle) for asked in every}
     told = {str(asked): asked.told() for asked in every}
     shared = {"dtype": config.dtype, "device": header["device"], "versions": header["versions"]}
-    shared |= {"commit": commit()}
+    shared |= {"commit": binary.commit()}
     warm: dict[tuple, int | None] = {}
     prices: dict[tuple[int, int], dict[str, benchmark_record.Price]] = {}
     with binary.Progress(f"{len(every)} methods on {len(tasks)} batches of prompts") as progress:
@@ -322,21 +322,11 @@ def _size(
     return benchmark_turn.capacity_of(needed) if needed <= limit else None
 
 
-def commit() -> str | None:
-    """The checkout's commit, with + where files differ from it; None outside of one."""
-    folder = pathlib.Path(__file__).parent
-
-    def git(*words: str) -> str:
-        told = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
-        )
-        return told.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../specjax")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def write(report: Mapping[str, Any], path: str | None, folder: str | None) -> None:
+    """Writes the Markdown report and the pictures, where they are asked for."""
+    drawn = [] if folder is None else benchmark_plots.draw(report, folder)
+    if path is not None:
+        outputs.write(path, benchmark_report.markdown(report), drawn)
 
 
 def config_from_flags() -> Config:
@@ -372,9 +362,9 @@ def main(argv: list[str]) -> None:
     def made() -> dict[str, Any]:
         config = config_from_flags()
         # Found out now, not after hours.
-        benchmark_report.check(binary.REPORT.value, binary.PLOTS.value)
+        outputs.check(binary.REPORT.value, binary.PLOTS.value)
         report = run(config)
-        benchmark_report.write(report, binary.REPORT.value, binary.PLOTS.value)
+        write(report, binary.REPORT.value, binary.PLOTS.value)
         return report
 
     binary.report(argv, made, benchmark_report.text, _TAKES)

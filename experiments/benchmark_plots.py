@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import benchmark_report
+from experiments import benchmark_report, outputs
 from specjax import decoding
 from specjax.analysis import cost_model, entropy, plots, practice
 
@@ -13,26 +13,16 @@ __all__ = ["draw"]
 _PLAIN = "plain"
 
 
-def draw(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
+def draw(report: Mapping[str, Any], folder: str) -> list[pathlib.Path]:
     """Draws what there is into a folder that is there, as PNG files; returns them."""
-    # An extra, and slow to import.
-    import matplotlib
-
-    matplotlib.use("agg")
     drawn = []
-
-    def save(pictures: Mapping[str, Any], end: str = "", heading: str = "") -> None:
-        for name, axes in pictures.items():
-            drawn.append(folder / f"{name}{end}.png")
-            plots.save(axes, drawn[-1], heading)
-
     found = benchmark_report.cells(report)
     for number, (heading, rows) in enumerate(found, start=1):
         drafting = [row for row in rows if row["method"] != _PLAIN]
         if drafting:
-            save(_of_cell(drafting), f"_{number}" if len(found) > 1 else "", heading)
-    save(_of_all(report))
-    return drawn
+            end = f"_{number}" if len(found) > 1 else ""
+            drawn += outputs.draw(folder, _of_cell(drafting), heading, end)
+    return drawn + outputs.draw(folder, _of_all(report))
 
 
 def _of_cell(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -136,13 +136,11 @@ def overlap(
     places = 0 if found is None else int(np.sum(~np.isnan(found.overlap[0])))
     if found is None or not places:
         return {"overlap": None, "places": 0, "by_entropy": None}
-    shares, laws = found.overlap[0], {"target": found.entropy_p[0]}
-    if not found.form.is_deterministic:
-        laws["draft"] = found.entropy_q[0]
+    has_law = not found.form.is_deterministic
     return {
-        "overlap": float(np.nansum(shares)) / places if "draft" in laws else None,
+        "overlap": float(np.nansum(found.overlap[0])) / places if has_law else None,
         "places": places,
-        "by_entropy": {name: entropy.binned(values, shares) for name, values in laws.items()},
+        "by_entropy": entropy.of_text(found, 0),
     }
 
 

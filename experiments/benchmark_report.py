@@ -5,21 +5,16 @@ together counts once, so the units of a speedup are batches. It is of all tokens
 the median of the batches' own stands beside it.
 """
 
-import importlib.util
 import itertools
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from specjax import decoding
-from specjax.analysis import intervals, practice
-from specjax.analysis.entropy import EDGES
-from specjax.training import folders
+from specjax.analysis import entropy, intervals, practice
 
-__all__ = ["CELL", "OVERALL", "cells", "check", "markdown", "summary", "text", "write"]
+__all__ = ["CELL", "OVERALL", "cells", "markdown", "summary", "text"]
 
 OVERALL = "overall"
 CELL = ("temperature", "batch", "max_new_tokens", "context")
@@ -122,7 +117,12 @@ def _row(
         "cost": records[-1].get("cost"),
         "certified": all(r["certified"] for r in records),
         "memory_overhead": float(np.median(bytes_more)) if bytes_more else None,
-        "by_entropy": _by_entropy(prompts),
+        "by_entropy": {
+            law: [rate.told() for rate in rates]
+            for law, rates in entropy.rates(
+                [[r["by_entropy"] or {} for r in unit] for unit in prompts]
+            ).items()
+        },
     }
 
 
@@ -156,20 +156,6 @@ def _overlap(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[float | Non
 def _speedup(tokens, seconds, plain_tokens, plain_seconds, axis: int) -> Any:
     own = np.sum(tokens, axis=axis) / np.sum(seconds, axis=axis)
     return own / (np.sum(plain_tokens, axis=axis) / np.sum(plain_seconds, axis=axis))
-
-
-def _by_entropy(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Acceptance probability in every bin of each law's entropy, with intervals."""
-    made = {}
-    for law in ("target", "draft"):
-        # [prompts, 2, bins]: places, and sums of their acceptance probabilities.
-        known = [[r["by_entropy"] or {} for r in unit] for unit in prompts]
-        known = [[one[law] for one in unit if law in one] for unit in known]
-        found = [np.sum(unit, axis=0) for unit in known if unit]
-        if found:
-            counts, sums = np.moveaxis(np.asarray(found), 0, -1)
-            made[law] = [intervals.ratio(*pair).told() for pair in zip(sums, counts, strict=True)]
-    return made
 
 
 def cells(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -276,7 +262,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [
         "# Benchmark",
         "",
-        f"{report['target']} in {report['dtype']} on {report['device']}; {versions}; commit "
+        f"{report['target']} in {report['dtype']} on {report['device']} "
+        f"({report['machine']}); {versions}; commit "
         f"{', '.join(report['commits']) or 'unknown'}; medians of {report['repeats']} runs; seed "
         f"{report['seed']}.",
         "",
@@ -326,8 +313,9 @@ def _entropies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Acceptance of the first draft by the entropy of both laws, of all groups together."""
     last = {row["method"]: row for row in rows if row["by_entropy"]}
     made = []
-    for law in ("target", "draft"):
-        table = [["method", *(f"{low:g} … {high:g}" for low, high in itertools.pairwise(EDGES))]]
+    bins = [f"{low:g} … {high:g}" for low, high in itertools.pairwise(entropy.EDGES)]
+    for law in entropy.LAWS:
+        table = [["method", *bins]]
         for method, row in last.items():
             if law in row["by_entropy"]:
                 table.append([method, *map(_interval, row["by_entropy"][law])])
@@ -377,43 +365,3 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
-
-
-def check(file: str | None, plots: str | None) -> None:
-    """Whether report and pictures can be written at the end, before anything is measured.
-
-    Raises:
-      ValueError: a folder that cannot be made.
-      ImportError: matplotlib is not installed (extra `plots`).
-    """
-    if plots is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            "--plots needs matplotlib; install the extra `plots` (pip install -e '.[plots]')"
-        )
-    for name, path in (("report", file and pathlib.Path(file).parent), ("plots", plots)):
-        try:
-            if path is not None:
-                pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--{name}: {path} cannot be made: {error}") from error
-
-
-def write(report: Mapping[str, Any], file: str | None, plots: str | None) -> None:
-    """Writes the Markdown report and the pictures, where they were asked for.
-
-    Raises:
-      ValueError: a file that cannot be written.
-      ImportError: matplotlib is not installed (extra `plots`).
-    """
-    drawn: list[pathlib.Path] = []
-    if plots is not None:
-        from experiments import benchmark_plots
-
-        drawn = benchmark_plots.draw(report, pathlib.Path(plots))
-    if file is not None:
-        told = markdown(report)
-        folder = pathlib.Path(file).resolve().parent
-        for picture in drawn:
-            place = os.path.relpath(picture.resolve(), folder)
-            told += f"\n![{picture.stem.replace('_', ' ')}]({place})\n"
-        folders.write(file, told)

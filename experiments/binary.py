@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 import time
 import warnings
@@ -22,6 +23,7 @@ from specjax import native, verification
 
 __all__ = [
     "Progress",
+    "commit",
     "cores",
     "draft_length",
     "folder",
@@ -266,6 +268,23 @@ def versions() -> dict[str, str | None]:
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
     }
+
+
+def commit() -> str | None:
+    """The checkout's commit, with + where files differ from it; None outside of one."""
+    folder = pathlib.Path(__file__).parent
+
+    def git(*words: str) -> str:
+        told = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return told.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../specjax")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def machine() -> str:

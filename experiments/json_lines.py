@@ -31,9 +31,12 @@ class Line:
         return f"--{self.flag}={self.path}, line {self.number}"
 
     @property
-    def stem(self) -> str:
-        """The file's name, without what comes after the dot."""
-        return pathlib.Path(self.path).stem
+    def group(self) -> str:
+        """Its `group` or `category`, or the file's name; ValueError where that is no text."""
+        field = next((name for name in ("group", "category") if self.given.get(name)), "group")
+        group = self.given.get(field) or pathlib.Path(self.path).stem
+        self.check(field, isinstance(group, str), "a text")
+        return group
 
     def first(self, *fields: str) -> str:
         """The first of some fields that the line has; the last where it has none."""

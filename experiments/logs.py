@@ -1,18 +1,38 @@
 """Logged traffic: JSON lines of prompts with the answers that a target gave."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from experiments import json_lines
 from specjax import checkpoints
 
-__all__ = ["Pair", "pair", "read"]
+__all__ = ["Pair", "Request", "pair", "read", "requests"]
 
 # What logs call it when the model itself ended its answer.
 _ENDED = ("eos", "stop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """When a request came, and how long it was.
+
+    Attributes:
+      arrival: seconds.
+      prompt_tokens, new_tokens: lengths.
+      text: prompt and answer as token ids, where the line holds them; without an answer it is
+        empty.
+    """
+
+    arrival: float
+    prompt_tokens: int
+    new_tokens: int
+    text: tuple[list[int], list[int]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +118,52 @@ def pair(line: json_lines.Line) -> Pair:
     # A model may have ended its answer at once.
     is_right = json_lines.is_text(answer) or _are_ids(answer) or (answer == "" and reason in _ENDED)
     line.check("answer", is_right, "a text or a list of token ids, not empty")
-    name = next((name for name in ("group", "category") if given.get(name)), "group")
-    group = given.get(name) or line.stem
-    line.check(name, isinstance(group, str), "a text")
     told = json.dumps([pathlib.Path(line.path).name, line.number, given], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return Pair(line.place, key, group, field, prompt, answer, reason in _ENDED)
+    return Pair(line.place, key, line.group, field, prompt, answer, reason in _ENDED)
+
+
+def requests(path: str, bundle: checkpoints.Bundle) -> list[Request]:
+    """Every line of a log of arrivals, in order.
+
+    A line has `arrival` (seconds, or a time as ISO 8601 has it), and `prompt_tokens` and
+    `new_tokens`, or a `prompt` with `new_tokens`, or prompt and answer as `read` takes them.
+
+    Raises:
+      ValueError: a file that cannot be read or is empty, or a line that is no request; the message
+        names file, line and field.
+    """
+    found = []
+    for line in json_lines.read("log", path):
+        given = line.given
+        arrival: Any = _seconds(given.get("arrival"))
+        line.check("arrival", arrival is not None, "seconds, or a time as ISO 8601 has it")
+        if "answer" in given:
+            text = pair(line).tokens(bundle)
+            lengths: dict[str, Any] = {"prompt_tokens": len(text[0]), "new_tokens": len(text[1])}
+        else:
+            text = None
+            lengths = {name: given.get(name) for name in ("prompt_tokens", "new_tokens")}
+            if "prompt" in given:
+                line.check("prompt", json_lines.is_text(given["prompt"]), "a text")
+                text = (bundle.chat(given["prompt"]), [])
+                lengths["prompt_tokens"] = len(text[0])
+            for name, length in lengths.items():
+                is_whole = isinstance(length, int) and not isinstance(length, bool) and length >= 1
+                line.check(name, is_whole, "a whole number of at least 1, or give `answer`")
+        found.append(Request(arrival, text=text, **lengths))
+    return found
+
+
+def _seconds(told: Any) -> float | None:
+    """A time; None where it is none."""
+    if isinstance(told, str):
+        try:
+            return datetime.datetime.fromisoformat(told).timestamp()
+        except ValueError:
+            return None
+    is_number = isinstance(told, int | float) and not isinstance(told, bool)
+    return float(told) if is_number and np.isfinite(told) else None
 
 
 def _are_ids(value: Any) -> bool:

@@ -3,7 +3,7 @@
 import functools
 import importlib
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import peer_protocol
@@ -30,10 +30,6 @@ class LlamaCpp:
         self._settings = settings
         self._loaded = functools.cache(self._load)
         self._loaded("plain")
-
-    def program(self, request: peer_protocol.Request) -> Hashable:
-        """As `peer_protocol.Engine`: each is a context of its own."""
-        return request.method
 
     def decode(self, request: peer_protocol.Request) -> peer_protocol.Answer:
         """As `peer_protocol.Engine`."""

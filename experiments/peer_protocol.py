@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 __all__ = ["Answer", "Engine", "Request", "parse", "serve"]
@@ -53,10 +53,6 @@ class Answer:
 class Engine(Protocol):
     """A library with the weights loaded."""
 
-    def program(self, request: Request) -> Hashable:
-        """What a request shares with others that are warm once it is; ValueError if none can."""
-        ...
-
     def decode(self, request: Request) -> Answer:
         """The answer, greedily."""
         ...
@@ -65,7 +61,8 @@ class Engine(Protocol):
 def serve(load: Callable[[Mapping[str, Any]], Engine]) -> None:
     """The whole of a worker: answers until its input ends.
 
-    The first run of each program is off the clock. What fails is told in the answer's place.
+    The first run of each request is off the clock, whatever the library: then all that is compiled
+    is, and all have seen the text once. What fails is told in the answer's place.
 
     Args:
       load: makes the engine, of the settings that the run gave; imports its library only then.
@@ -85,14 +82,13 @@ def serve(load: Callable[[Mapping[str, Any]], Engine]) -> None:
         say({"error": _reason(error)})
         return
     say({"ready": True})
-    warm: set[Hashable] = set()
+    warm: set[str] = set()
     for line in sys.stdin:
         request = Request(**json.loads(line))
         try:
-            program = engine.program(request)
-            if program not in warm:
+            if line not in warm:
                 engine.decode(request)
-                warm.add(program)
+                warm.add(line)
             say(dataclasses.asdict(engine.decode(request)))
         except Exception as error:
             say({"error": _reason(error)})

@@ -276,7 +276,8 @@ def _agreement(row: Mapping[str, Any]) -> str:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     return [
-        f"{report['model']} in float32, greedily, batch 1, threads: {report['threads']}; "
+        f"{report['model']} in float32, greedily, batch 1, threads: {report['threads']} "
+        f"({report['machine']}); "
         f"{report['prompts']} prompts ({report['left_out']} left out as too long), up to "
         f"{report['max_new_tokens']} new tokens; warm runs of each, in turn: {report['repeats']}. "
         f"{'; '.join(report['versions'].values())}.",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,10 +28,6 @@ class Specjax:
         self._draft = settings["draft"]
         self._bundle = targets.load(settings["model"])
         self._decoders: dict[str, methods.Decoder] = {}
-
-    def program(self, request: peer_protocol.Request) -> Hashable:
-        """As `peer_protocol.Engine`: prompts of one length are sure to share programs."""
-        return request.method, len(request.tokens), request.max_new_tokens
 
     def decode(self, request: peer_protocol.Request) -> peer_protocol.Answer:
         """As `peer_protocol.Engine`."""

@@ -3,7 +3,7 @@
 import functools
 import importlib
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from experiments import peer_protocol
@@ -54,10 +54,6 @@ class Transformers:
         self._depth = self._target.config.num_hidden_layers
         self._passes = 0
         self._target.register_forward_pre_hook(self._count)
-
-    def program(self, request: peer_protocol.Request) -> Hashable:
-        """As `peer_protocol.Engine`: nothing is compiled."""
-        return request.method
 
     def decode(self, request: peer_protocol.Request) -> peer_protocol.Answer:
         """As `peer_protocol.Engine`."""

@@ -20,6 +20,7 @@ from experiments import (
     binary,
     exactness,
     methods,
+    outputs,
     peer_protocol,
     peer_report,
     peer_weights,
@@ -29,6 +30,7 @@ from experiments import (
     targets,
 )
 from specjax import checkpoints, storage
+from specjax.analysis import plots
 from specjax.training import folders
 
 _TAKES = binary.takes(
@@ -38,6 +40,7 @@ _TAKES = binary.takes(
     binary.LONGEST,
     binary.MAX_NEW_TOKENS,
     binary.OUT,
+    binary.PLOTS,
     binary.PROMPTS,
     binary.REPEATS,
     binary.REPORT,
@@ -109,14 +112,21 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     """
     chosen = prompt_files.chosen(prompt_files.read(*config.prompts), config.count)
     bundle = bundle or targets.load(config.model)
+    versions = {name: peer_workers.ENGINES[name].version for name in config.engines}
     header = {
         "target": bundle.name,
         "fingerprint": folders.fingerprint(bundle.target.params),
         "draft": folders.digest(config.draft or methods.SHIPPED),
+        "programs": list(map(str, config.programs)),
         "max_new_tokens": config.max_new_tokens,
         "threads": config.threads,
+        "machine": binary.machine(),
+        "versions": versions,
+        "commit": binary.commit(),
     }
-    made = [] if config.out is None else records.open_file(config.out, header, lambda unit: True)
+    made = []
+    if config.out is not None:
+        made = records.open_file(config.out, header, lambda unit: len(unit) == unit[0]["of"])
     asked = {prompt.key: bundle.chat(prompt.turns[0]) for prompt in chosen}
     room = (bundle.target.context_length or math.inf) - config.max_new_tokens - _ROOM
     longest = min(config.longest_prompt, room)
@@ -127,38 +137,40 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             "model's context"
         )
     groups = {prompt.key: prompt.group for prompt in chosen}
-    versions = {name: peer_workers.ENGINES[name].version for name in config.engines}
-    tasks = [
-        (key, repeat, program)
-        for key in short
-        for repeat in range(config.repeats)
-        for program in config.programs
-    ]
-    units = ["/".join([key, str(repeat), str(p), versions[p.engine]]) for key, repeat, p in tasks]
-    known = {record["unit"]: record for record in made}
+    # What is compared is measured in the same minutes: all programs, or none of them.
+    rounds = [(key, repeat) for key in short for repeat in range(config.repeats)]
+    known: dict[str, list[dict[str, Any]]] = {}
+    for record in made:
+        known.setdefault(record["unit"], []).append(record)
     settings, skipped = _prepared(config, bundle, max(map(len, short.values())))
     with (
         peer_workers.Workers(settings, config.threads, skipped) as workers,
         binary.Progress(f"{len(config.programs)} programs on {len(short)} prompts") as progress,
     ):
-        for done, (unit, (key, repeat, program)) in enumerate(zip(units, tasks, strict=True)):
-            progress.at(done, len(tasks))
+        for done, (key, repeat) in enumerate(rounds):
+            progress.at(done, len(rounds))
+            unit = _unit(key, repeat)
             if unit in known:
                 continue
-            answer = workers.ask(program, short[key], config.max_new_tokens)
-            if answer is None:
-                continue
-            known[unit] = {
-                "unit": unit,
-                "prompt": key,
-                "group": groups[key],
-                "prompt_tokens": len(short[key]),
-                "repeat": repeat,
-                **dataclasses.asdict(program),
-                **_counted(answer, bundle.target.eos_ids),
+            answers = {
+                program: workers.ask(program, short[key], config.max_new_tokens)
+                for program in config.programs
             }
+            of_unit = {"unit": unit, "prompt": key, "group": groups[key], "repeat": repeat}
+            of_unit["prompt_tokens"] = len(short[key])
+            known[unit] = [
+                {
+                    **of_unit,
+                    **dataclasses.asdict(program),
+                    **_counted(answer, bundle.target.eos_ids),
+                }
+                for program, answer in answers.items()
+                if answer is not None
+            ]
+            for record in known[unit]:
+                record["of"] = len(known[unit])
             if config.out is not None:
-                records.append(config.out, [known[unit]])
+                records.append(config.out, known[unit])
         skipped = workers.skipped
 
     def gap_of(prompt: str, text: list[int], other: list[int]) -> float | None:
@@ -167,9 +179,10 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
 
     # What was skipped half way says nothing that can be compared.
     counted = [
-        known[unit]
-        for unit, (_, _, program) in zip(units, tasks, strict=True)
-        if unit in known and not {program.engine, str(program)} & set(skipped)
+        record
+        for key, repeat in rounds
+        for record in known[_unit(key, repeat)]
+        if not {record["engine"], f"{record['engine']}:{record['method']}"} & set(skipped)
     ]
     return {
         "model": config.model,
@@ -179,10 +192,16 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         "left_out": len(asked) - len(short),
         "max_new_tokens": config.max_new_tokens,
         "repeats": config.repeats,
+        "machine": header["machine"],
         "versions": {name: told for name, told in versions.items() if name not in skipped},
         **peer_report.summary(counted, gap_of),
         "skipped": skipped,
     }
+
+
+def _unit(prompt: str, repeat: int) -> str:
+    """A round of all programs: what is measured as a whole or not at all."""
+    return f"{prompt}/{repeat}"
 
 
 def _counted(answer: peer_protocol.Answer, ends: Sequence[int]) -> dict[str, Any]:
@@ -230,13 +249,34 @@ def _prepared(
     return settings, skipped
 
 
+def pictures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Axes by name: ratios to the other engines by group, after the pass over the prompt."""
+    ratios = {
+        f"{row['ours']} / {row['theirs']}": {
+            group: (ratio["median"], ratio["low"], ratio["high"])
+            for group, ratio in {**row["by_group"], "overall": row["ratio"]}.items()
+            if ratio is not None
+        }
+        for row in report["comparisons"]
+        if row["clock"] == "after_prefill"
+    }
+    if not ratios:
+        return {}
+    return {"ratios_by_group": plots.speedup_by_domain(ratios, "ratio of tokens a second")}
+
+
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
 
     def made() -> dict[str, Any]:
-        report = run(config_from_flags())
+        config = config_from_flags()
+        outputs.check(binary.REPORT.value, binary.PLOTS.value)
+        report = run(config)
+        drawn = []
+        if binary.PLOTS.value is not None:
+            drawn = outputs.draw(binary.PLOTS.value, pictures(report))
         if binary.REPORT.value is not None:
-            folders.write(binary.REPORT.value, peer_report.markdown(report))
+            outputs.write(binary.REPORT.value, peer_report.markdown(report), drawn)
         return report
 
     binary.report(argv, made, peer_report.text, _TAKES)

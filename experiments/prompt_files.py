@@ -63,10 +63,8 @@ def read(*paths: str) -> list[Prompt]:
     prompts = []
     for path in paths or (str(BUILT_IN),):
         for line in json_lines.read("prompts", path):
-            name = next((name for name in ("group", "category") if line.given.get(name)), "group")
-            group = line.given.get(name) or line.stem
-            line.check(name, isinstance(group, str), "a text")
-            if name == "category" and group in _MULTI_TURN:
+            group = line.group
+            if "group" not in line.given and group in _MULTI_TURN:
                 group = "multi_turn"
             question = line.given.get("question_id", line.number)
             system, turns = _said(line)

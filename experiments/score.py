@@ -15,6 +15,7 @@ hold. Every text is a line of --out as soon as it is scored, and a run that was 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,9 @@ import jax
 import numpy as np
 from absl import app
 
-from experiments import binary, logs, methods, prompt_files, records, targets
+from experiments import binary, logs, methods, outputs, prompt_files, records, targets
 from specjax import checkpoints, decoding, types
-from specjax.analysis import counts, intervals, scoring
+from specjax.analysis import counts, entropy, intervals, plots, scoring
 from specjax.training import folders
 
 _TAKES = binary.takes(
@@ -35,6 +36,7 @@ _TAKES = binary.takes(
     binary.LONGEST,
     binary.METHOD,
     binary.OUT,
+    binary.PLOTS,
     binary.RULE,
     binary.STOP,
     binary.TEMPERATURE,
@@ -105,6 +107,7 @@ class Scorer:
             "entropy_target": float(scores.entropy_p[0].sum()),
             "entropy_draft": float(scores.entropy_q[0].sum(where=drafted)),
             "improbable": int(np.sum(scores.log_p[0] == -np.inf)),
+            "by_entropy": entropy.of_text(scores, 0),
         }
         if self.is_counted:
             found = scores.counts(self.length, self.rule)
@@ -200,6 +203,10 @@ def _summary(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "entropy_target": sum(columns["entropy_target"]) / tokens,
         "entropy_draft": sum(columns["entropy_draft"]) / places if places else None,
         "improbable": sum(columns["improbable"]),
+        "by_entropy": {
+            law: [rate.told() for rate in rates]
+            for law, rates in entropy.rates([[bins] for bins in columns["by_entropy"]]).items()
+        },
     }
     if "target_steps" in columns:
         names = ("tokens", "target_steps", "tested", "accepted")
@@ -236,6 +243,11 @@ def table(report: dict[str, Any]) -> str:
             + " ".join(_shown(rate[0]) for rate in positions)
         )
     overall = report["groups"]["overall"]
+    bins = list(itertools.pairwise(entropy.EDGES))
+    for law, rates in overall["by_entropy"].items():
+        lines.append(f"acceptance of the first draft by entropy of the {law}'s law, nats:")
+        told = zip(bins, rates, strict=True)
+        lines.append(", ".join(f"{a:g}–{b:g}: {_shown(rate[0])}" for (a, b), rate in told))
     if overall["improbable"]:
         lines.append(
             f"the target gives no probability to {overall['improbable']} of {overall['tokens']} "
@@ -243,6 +255,25 @@ def table(report: dict[str, Any]) -> str:
             "at another"
         )
     return "\n".join(lines)
+
+
+def pictures(report: dict[str, Any]) -> dict[str, Any]:
+    """Axes by name: acceptance by position, a line a group, and by the entropy of both laws."""
+    groups, name = report["groups"], report["method"]
+    made = {
+        f"acceptance_by_entropy_of_{law}": plots.acceptance_against_entropy(
+            entropy.EDGES, {name: rates}, f"the {law}'s law"
+        )
+        for law, rates in groups["overall"]["by_entropy"].items()
+    }
+    by_position = {
+        group: row["acceptance_by_position"]
+        for group, row in groups.items()
+        if "acceptance_by_position" in row
+    }
+    if by_position:
+        made["acceptance_by_position"] = plots.acceptance_by_position(by_position)
+    return made
 
 
 def _shown(value: float | None) -> str:
@@ -265,7 +296,16 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
+
+    def made() -> dict[str, Any]:
+        config = config_from_flags()
+        outputs.check(None, binary.PLOTS.value)
+        report = run(config)
+        if binary.PLOTS.value is not None:
+            outputs.draw(binary.PLOTS.value, pictures(report))
+        return report
+
+    binary.report(argv, made, table, _TAKES)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ is then decoded, in turn with plain decoding, on the other half.
 """
 
 import dataclasses
+import statistics as medians
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,18 +21,20 @@ from experiments import (
     benchmark_turn,
     binary,
     methods,
+    outputs,
     prompt_files,
     step_costs,
     targets,
 )
 from specjax import checkpoints, decoding, types
-from specjax.analysis import scoring, tuning
+from specjax.analysis import intervals, plots, scoring, tuning
 
 _TAKES = binary.takes(
     binary.COUNT,
     binary.LONGEST,
     binary.MAX_NEW_TOKENS,
     binary.METHODS,
+    binary.PLOTS,
     binary.PROMPTS,
     binary.REPEATS,
     binary.TEMPERATURE,
@@ -98,6 +101,24 @@ def answered(
     return texts
 
 
+def check(bundle: checkpoints.Bundle, config: Config) -> None:
+    """Whether every candidate can be scored, before anything is decoded.
+
+    Raises:
+      ValueError: a rule that does not take the candidate's drafts, or drafts that tell no length,
+        such as a sampled tree's.
+    """
+    for asked in config.candidates:
+        drafter = asked.decoder(bundle).drafter
+        form = jax.eval_shape(decoding.first_draft, bundle.target, drafter)
+        is_told = form.tree.is_chain or form.is_deterministic or config.temperature == 0
+        if not is_told:
+            raise ValueError(
+                f"--methods={asked} cannot be scored at temperature {config.temperature}: trees "
+                "are told greedily, or with greedy_draft=True"
+            )
+
+
 def scored(
     bundle: checkpoints.Bundle, texts: Sequence[tuple[list[int], list[int]]], config: Config
 ) -> dict[methods.Asked, scoring.Scores]:
@@ -115,30 +136,32 @@ def scored(
 
 
 def weigh(
-    bundle: checkpoints.Bundle, scores: Mapping[methods.Asked, scoring.Scores], batch: int = 1
+    bundle: checkpoints.Bundle,
+    scores: Mapping[methods.Asked, scoring.Scores],
+    fill: int,
+    batch: int = 1,
 ) -> tuple[dict[methods.Asked, list[tuning.Option]], decoding.Cost, float]:
     """What every candidate promises in such a batch, by draft length.
+
+    Args:
+      bundle: the target with its tokenizer.
+      scores: of the candidates.
+      fill: tokens that stand before a step, about.
+      batch: rows.
 
     Returns:
       The options, the costs of one of the candidates (the passes of all), and the seconds of a
       plain step.
-
-    Raises:
-      ValueError: a candidate whose scores tell no length, such as a sampled tree's.
     """
     drafters = {
         asked: of_length(asked, max(step_costs.LENGTHS)).unstopping(bundle) for asked in scores
     }
     with binary.Progress(f"measuring costs at batch {batch}"):
-        costs, seconds = step_costs.of_all(bundle.target, drafters, batch=batch)
-    found = {}
-    for asked, of_texts in scores.items():
-        found[asked] = tuning.options(of_texts, costs[asked], step_costs.LENGTHS, asked.rule, batch)
-        if not found[asked]:
-            raise ValueError(
-                f"--methods={asked} cannot be scored at temperature {of_texts.temperature}: "
-                "trees are told greedily, or with greedy_draft=True"
-            )
+        costs, seconds = step_costs.of_all(bundle.target, drafters, fill=fill, batch=batch)
+    found = {
+        asked: tuning.options(of_texts, costs[asked], step_costs.LENGTHS, asked.rule, batch)
+        for asked, of_texts in scores.items()
+    }
     return found, next(iter(costs.values())), seconds
 
 
@@ -158,6 +181,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     prompts = prompt_files.chosen(prompt_files.read(*config.prompts), config.count)
     binary.start()
     bundle = bundle or targets.load(config.model)
+    check(bundle, config)
     prompts = [p for p in prompts if len(bundle.chat(p.asked())) <= config.longest_prompt]
     by_group: dict[str, list[prompt_files.Prompt]] = {}
     for prompt in prompts:
@@ -170,7 +194,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             f"among --count={config.count}: half of them is profiled, and half measured"
         )
     texts = profile(bundle, profiled, config)
-    weighed, _, _ = weigh(bundle, scored(bundle, texts, config))
+    fill = int(medians.median(len(prompt) + len(answer) // 2 for prompt, answer in texts))
+    weighed, _, _ = weigh(bundle, scored(bundle, texts, config), fill)
     best = {
         of_length(asked, option.length): option
         for asked, option in (
@@ -182,7 +207,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         benchmark.Config(
             model=config.model,
             dtype="float32",
-            methods=tuple(best),
+            # A draft that stops where its card says may beat all that never stop.
+            methods=(*best, *(asked for asked in config.candidates if asked.stops)),
             prompts=config.prompts,
             groups=(),
             count=None,
@@ -198,14 +224,16 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         held,
     )
     rows = {row["method"]: row for row in measured["rows"]}  # the last of each is of all groups
+    promised = {str(asked): _told(option) for asked, option in best.items()}
     chosen = [
         {
-            "method": str(asked),
-            **_told(option),
-            "measured_tau": rows[str(asked)]["tau"],
-            "measured": rows[str(asked)]["speedup"],
+            "method": name,
+            "promised": promised.get(name),
+            "measured_tau": row["tau"],
+            "measured": row["speedup"],
         }
-        for asked, option in best.items()
+        for name, row in rows.items()
+        if name != benchmark_record.PLAIN
     ]
     chosen.sort(key=lambda row: -row["measured"][0])
     return {
@@ -217,6 +245,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         },
         "chosen": chosen,
         "best": chosen[0]["method"] if chosen[0]["measured"][0] > 1 else benchmark_record.PLAIN,
+        "fill": fill,
+        "machine": binary.machine(),
         "versions": binary.versions(),
     }
 
@@ -237,14 +267,33 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"the best of each, measured on {report['held']} other prompts"]
     width = max(len(row["method"]) for row in report["chosen"])
     for row in report["chosen"]:
-        estimate, low, high = row["measured"]
-        spread = "" if low is None else f" ({low:.2f}–{high:.2f})"
+        measured, promised = intervals.Interval.read(row["measured"]), row["promised"]
+        told = "as its card has it"
+        if promised is not None:
+            told = f"predicted {promised['speedup']:.2f} at τ {promised['tau']:.2f}"
         lines.append(
-            f"{row['method']:<{width}}  predicted {row['speedup']:.2f} at τ {row['tau']:.2f}, "
-            f"measured {estimate:.2f}{spread} at τ {row['measured_tau'][0]:.2f}"
+            f"{row['method']:<{width}}  {told}, measured {measured} at τ "
+            f"{row['measured_tau'][0]:.2f}"
         )
     lines.append(f"best here: {report['best']}")
     return "\n".join(lines)
+
+
+def pictures(report: dict[str, Any]) -> dict[str, Any]:
+    """Axes by name: what every draft length promises, and what became of the best."""
+    promised = {
+        name: {one["length"]: (one["speedup"], None, None) for one in options}
+        for name, options in report["weighed"].items()
+    }
+    came = {
+        row["method"]: [(row["promised"]["speedup"], row["measured"][0])]
+        for row in report["chosen"]
+        if row["promised"] is not None
+    }
+    return {
+        "promised_by_draft_length": plots.speedup_against("draft length", promised),
+        "predicted_against_measured": plots.predicted_against_measured(came),
+    }
 
 
 def config_from_flags() -> Config:
@@ -264,7 +313,16 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-    binary.report(argv, lambda: run(config_from_flags()), table, _TAKES)
+
+    def made() -> dict[str, Any]:
+        config = config_from_flags()
+        outputs.check(None, binary.PLOTS.value)
+        report = run(config)
+        if binary.PLOTS.value is not None:
+            outputs.draw(binary.PLOTS.value, pictures(report))
+        return report
+
+    binary.report(argv, made, table, _TAKES)
 
 
 if __name__ == "__main__":

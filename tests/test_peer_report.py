@@ -6,7 +6,7 @@ from experiments import peer_report
 
 NOTES = {
     **{"model": "m", "threads": 1, "prompts": 1, "left_out": 0, "max_new_tokens": 1},
-    **{"repeats": 1, "versions": {}, "skipped": {}},
+    **{"repeats": 1, "machine": "", "versions": {}, "skipped": {}},
 }
 
 

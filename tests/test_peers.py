@@ -28,12 +28,9 @@ class Fake:
         print("this library greets everybody")
         self.settings, self.decodes = settings, {}
 
-    def program(self, request):
+    def decode(self, request):
         if request.method == "refused":
             raise ValueError("cannot do that")
-        return request.method
-
-    def decode(self, request):
         if request.method == "fatal":
             print("out of luck", file=sys.stderr, flush=True)
             os._exit(3)
@@ -125,10 +122,11 @@ def test_every_program_is_warm_and_asked_in_turn(fakes, configure):
     report = peers.run(configure("one,two:plain", threads=1))
     turn = ["one:plain", "two:plain", "one:quick"]
     lengths = [len(targets.tiny().chat(text)) for text in ("ab", "abcd")]
-    # The first run of each is off the clock.
-    wanted = [f"{name} {lengths[0]}" for name in turn for _ in range(2)]
-    wanted += [f"{name} {lengths[0]}" for name in turn]
-    wanted += [f"{name} {lengths[1]}" for name in turn] * 2
+    wanted = []
+    for length in lengths:
+        # The first run of each is off the clock.
+        wanted += [f"{name} {length}" for name in turn for _ in range(2)]
+        wanted += [f"{name} {length}" for name in turn]
     assert fakes() == wanted
     assert [(row["engine"], row["method"]) for row in report["rows"]] == [
         ("one", "plain"),
@@ -163,7 +161,7 @@ def test_tokens_behind_an_end_are_not_counted(fakes, configure, tmp_path):
     peers.run(config, dataclasses.replace(bundle, target=ended))
     _, first, second = map(json.loads, out.read_text().splitlines())
     assert first["new_tokens"] == [2, 1]
-    assert second["new_tokens"] == [3, 1]
+    assert second["new_tokens"] == [4, 1]
 
 
 # What does not run.
@@ -216,30 +214,31 @@ def test_a_run_that_was_killed_goes_on(fakes, configure, tmp_path):
     assert fakes() == []
     lines = out.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 2 * 2 * 2
-    # The last two are gone, the first of them in the middle of its line.
-    out.write_text("".join(lines[:-2]) + lines[-2][:30])
-    again = peers.run(config)
     length = len(targets.tiny().chat("abcd"))
-    # One off the clock.
-    assert fakes() == [f"{name}:plain {length}" for name in ("one", "one", "two", "two")]
-    assert len(out.read_text().splitlines()) == len(lines)
-    assert [row["prompts"] for row in again["rows"]] == [2, 2]
+    # Cut in the last round's first line, and in its second: both are asked again, side by side.
+    for cut in ("".join(lines[:-2]) + lines[-2][:30], "".join(lines[:-1]) + lines[-1][:30]):
+        out.write_text(cut)
+        again = peers.run(config)
+        # One off the clock.
+        assert fakes() == [f"{name}:plain {length}" for name in ("one", "one", "two", "two")]
+        assert len(out.read_text().splitlines()) == len(lines)
+        assert [row["prompts"] for row in again["rows"]] == [2, 2]
     # More of the same stands in the same file; of something else, nothing.
     peers.run(dataclasses.replace(config, repeats=3))
-    assert len(fakes()) == 2 + 2 * 2
+    assert len(fakes()) == 2 * 2 * 2
     with pytest.raises(ValueError, match="its max_new_tokens is 8, and 9 is asked for"):
         peers.run(dataclasses.replace(config, max_new_tokens=9))
 
 
-def test_records_of_another_version_are_not_counted(fakes, configure, tmp_path, monkeypatch):
-    out = tmp_path / "out.jsonl"
-    config = configure("one:plain", repeats=1, out=str(out))
-    peers.run(config)
-    fakes()
+def test_what_is_compared_was_measured_together(fakes, configure, tmp_path, monkeypatch):
+    out = str(tmp_path / "out.jsonl")
+    peers.run(configure("one:plain", repeats=1, out=out))
+    with pytest.raises(ValueError, match="its programs is"):
+        peers.run(configure("one:plain,two:plain", repeats=1, out=out))
     monkeypatch.setattr(peer_workers.Engine, "version", "numpy 0")
-    report = peers.run(config)
-    assert len(fakes()) == 3
-    assert report["rows"][0]["prompts"] == 2
+    with pytest.raises(ValueError, match="its versions is"):
+        peers.run(configure("one:plain", repeats=1, out=out))
+    assert len(fakes()) == 4
 
 
 # Input.

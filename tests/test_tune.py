@@ -34,7 +34,7 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
     best = max(options.values(), key=lambda one: one["speedup"])
     rows = {row["method"]: row for row in report["chosen"]}
     own = rows[f"model draft_length={best['length']} draft=layers:4 stop=never"]
-    assert own["speedup"] == best["speedup"] and own["measured_tau"][0] > 2
+    assert own["promised"] == best and own["measured_tau"][0] > 2
     # What was measured decides, not what was promised.
     fastest = max(report["chosen"], key=lambda row: row["measured"][0])
     assert report["best"] == (fastest["method"] if fastest["measured"][0] > 1 else "plain")

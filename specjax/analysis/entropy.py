@@ -1,15 +1,24 @@
 """Acceptance by how open the next token is: sums over bins of entropy, which add up over texts."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy import typing as npt
 
-__all__ = ["EDGES", "binned"]
+from specjax.analysis import intervals, scoring
+
+__all__ = ["EDGES", "LAWS", "Bins", "binned", "of_text", "rates"]
+
+Bins = tuple[list[int], list[float]]
+"""Places of every bin, and the sums of their acceptance probabilities."""
+
+LAWS = ("target", "draft")
 
 EDGES = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 11.0)
 
 
-def binned(entropy: npt.ArrayLike, acceptance: npt.ArrayLike) -> tuple[list[int], list[float]]:
-    """Places of every bin, and the sum of their acceptance probabilities.
+def binned(entropy: npt.ArrayLike, acceptance: npt.ArrayLike) -> Bins:
+    """Sums over the places of every bin.
 
     Args:
       entropy: float[T], nats; what is beyond the last of `EDGES` falls in the last bin.
@@ -21,3 +30,40 @@ def binned(entropy: npt.ArrayLike, acceptance: npt.ArrayLike) -> tuple[list[int]
     counts = np.histogram(inside, EDGES)[0]
     sums = np.histogram(inside, EDGES, weights=weights[known])[0]
     return counts.tolist(), sums.tolist()
+
+
+def of_text(scores: scoring.Scores, index: int) -> dict[str, Bins]:
+    """The first draft's acceptance by the entropy of the target's law, and of the draft's.
+
+    Args:
+      scores: of some texts.
+      index: of the text.
+
+    Returns:
+      Bins by law; without the draft's where it has none, as a copy has none.
+    """
+    found = {"target": binned(scores.entropy_p[index], scores.overlap[index])}
+    if not scores.form.is_deterministic:
+        found["draft"] = binned(scores.entropy_q[index], scores.overlap[index])
+    return found
+
+
+def rates(units: Sequence[Sequence[Mapping[str, Bins]]]) -> dict[str, list[intervals.Interval]]:
+    """Acceptance probability in every bin of each law's entropy, with intervals over units.
+
+    Args:
+      units: of independent prompts the bins of their texts, as `of_text` gives them; empty for a
+        text without drafts.
+
+    Returns:
+      An interval a bin by law, of the laws that there are; NaN where a bin holds no place.
+    """
+    made = {}
+    for law in LAWS:
+        known = [[text[law] for text in unit if law in text] for unit in units]
+        found = [np.sum(unit, axis=0) for unit in known if unit]
+        if found:
+            # [2, bins, units].
+            places, sums = np.moveaxis(np.asarray(found), 0, -1)
+            made[law] = [intervals.ratio(*pair) for pair in zip(sums, places, strict=True)]
+    return made

@@ -51,11 +51,16 @@ def acceptance_by_position(rates: Mapping[str, Sequence[Estimate]], axes: Any = 
     return _finish(axes)
 
 
-def speedup_by_domain(speedups: Mapping[str, Mapping[str, Estimate]], axes: Any = None) -> Any:
-    """Bars of speedup over plain decoding, methods side by side in every domain.
+def speedup_by_domain(
+    speedups: Mapping[str, Mapping[str, Estimate]],
+    what: str = "speedup over plain decoding",
+    axes: Any = None,
+) -> Any:
+    """Bars of speedup, methods side by side in every domain.
 
     Args:
       speedups: by method and domain, estimates with intervals.
+      what: label of the axis.
       axes: as above.
     """
     domains = list(dict.fromkeys(domain for row in speedups.values() for domain in row))
@@ -80,7 +85,7 @@ def speedup_by_domain(speedups: Mapping[str, Mapping[str, Estimate]], axes: Any 
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
-    axes.set(ylabel="speedup over plain decoding")
+    axes.set(ylabel=what)
     return _finish(axes)
 
 

@@ -49,14 +49,18 @@ def options(
       lengths: K to try; those that the scores cannot tell are left out.
       rule: that verifies; by default what `generate` takes.
       batch: rows decoded together, of whose steps `cost` is.
+
+    Raises:
+      ValueError: as `Scores.counts`, of lengths that it could tell.
     """
     tree = scores.form.tree
+    if not tree.is_chain:
+        lengths = (tree.max_depth,)
+    elif scores.form.is_deterministic:
+        lengths = [length for length in lengths if length <= tree.max_depth]
     found = []
-    for length in lengths if tree.is_chain else (tree.max_depth,):
-        try:
-            counts = scores.counts(length, rule)
-        except ValueError:
-            continue
+    for length in lengths:
+        counts = scores.counts(length, rule)
         steps = float(counts.steps.sum())
         missing = max(1 - float(counts.tested[:, 0].sum()) / steps, 0.0)
         narrow = steps * missing**batch
