@@ -34,11 +34,14 @@ def costs(monkeypatch):
     monkeypatch.setattr(step_costs, "of_all", of_all)
 
 
-def test_sizes_are_weighed_and_the_rule_of_thumb_judged(call, log, costs):
+def test_sizes_are_weighed_and_the_rule_of_thumb_judged(call, log, costs, tmp_path):
     asked = {"prompt_tokens": 8, "new_tokens": 20}
     flag = log(*({"arrival": 0.0, **asked} for _ in range(3)), {"arrival": 5000.0, **asked})
-    code, output, errors = call(advise, *FLAGS, WHOLE, flag, "--batches=1,2,4,8,32")
+    plots = tmp_path / "plots"
+    sizes, pictures = "--batches=1,2,4,8,32", f"--plots={plots}"
+    code, output, errors = call(advise, *FLAGS, WHOLE, flag, sizes, pictures)
     assert code == 0, errors
+    assert [path.name for path in plots.iterdir()] == ["speedup_by_batch.png"]
     report = json.loads(output.splitlines()[-1])
     rows = {row["batch"]: row for row in report["batches"]}
     assert rows[4]["method"] == "model draft=layers:4" and rows[4]["speedup"] > 2
@@ -47,6 +50,10 @@ def test_sizes_are_weighed_and_the_rule_of_thumb_judged(call, log, costs):
     # Three come at once and have the same to do.
     assert report["concurrency_p95"] == 3 and report["advice"]["batch"] == 4
     assert report["latency"]["speculative"] < report["latency"]["plain"]
+    # The advice is one method, which is slow in large batches.
+    assert report["advised_at"][2] == [4, rows[4]["speedup"]]
+    assert report["advised_at"][4][1] < 0.5
+    assert report["fill"] == 18 and rows[4]["bytes"] > rows[4]["plain_bytes"]
     rule = report["rule_of_thumb"]
     assert rule["gain_from_32"] == 1.0 and rule["holds_above_32"] is True
     assert rule["gain_up_to_8"] == rows[8]["speedup"] and rule["holds_below_8"] is False

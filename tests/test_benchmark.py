@@ -305,6 +305,7 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
         (["--methods=prompt_lookup draft_length=auto", "--batches=1,2"], "goes by the costs of"),
         (["--methods=prompt_lookup", "--methods=prompt_lookup"], "give each once"),
         (["--groups=nowhere"], "unknown group 'nowhere'; the prompts' are code"),
+        (["--batches=2"], "--batches=2 needs as many prompts of 1 turns, and there are 1"),
         (["--batches=0"], "--batches=0: give some, each once and at least 1"),
         (["--lengths=8,8"], "--lengths=8,8"),
         (["--temperatures=hot"], "--temperatures=hot must be numbers"),
@@ -344,6 +345,49 @@ def test_a_file_of_something_else_is_refused(call, made, prompts, tmp_path):
     assert "line 2" in refused(json.dumps(header) + "\n{}\n")
     assert "line 1" in refused("no record\n")
     assert "is empty" in refused("")
+
+
+def test_the_binary_sweeps_contexts_and_lengths(call, prompts, tmp_path):
+    """In earnest: costs are measured, in another dtype, and all is written."""
+    pytest.importorskip("matplotlib")
+    where = [f"--out={tmp_path}/r.jsonl", f"--report={tmp_path}/r.md", f"--plots={tmp_path}"]
+    sweep = ["--contexts=0,64", "--lengths=4,8", "--dtype=bfloat16"]
+    asked = ["--model=tiny", f"--methods={LOOKUP}", "--groups=rivers", f"--prompts={prompts}"]
+    code, output, errors = call(benchmark, *asked, *sweep, *where, "--json", "--compilation_cache=")
+    assert code == 0, errors
+    header, held = records.read(tmp_path / "r.jsonl")
+    assert header["dtype"] == "bfloat16" and header["machine"].endswith(" cores")
+    rows = {(r["context"], r["max_new_tokens"]): r for r in held if r["question_id"] == 1}
+    assert len(held) == 2 * 2 * 4 and len(rows) == 4
+    for (context, length), record in rows.items():
+        assert record["new_tokens"] <= length
+        longer = record["text_tokens"] - rows[0, 4]["text_tokens"]
+        # And what stands around the notes.
+        assert longer == 0 if not context else 64 <= longer < 200
+    lookups = [record for record in held if record["method"] == LOOKUP]
+    assert all(record["cost"]["passes"][-1][0] == 16 for record in lookups)
+    assert all(record["predicted_speedup"] > 0 for record in lookups)
+    told = (tmp_path / "r.md").read_text()
+    assert "8 new tokens, context 64" in told and "Furthest from what was predicted" in told
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures >= {"speedup_by_context", "speedup_by_max_new_tokens"}
+    assert json.loads(output.splitlines()[-1])["left_out"] == 0
+
+
+def test_paces_are_of_rows():
+    """Rows of one step share its seconds, and spread them over unlike numbers of tokens."""
+    bundle = targets.tiny()
+    decoder = methods.parse(DRAWN).decoder(bundle)
+    rows = [bundle.chat(text) for text in ("What is a river?", "Sing.")]
+    asked = benchmark_turn.options(rows, 0.8, 12, 0)
+    side = benchmark_turn.Conversation(DRAWN, decoder, None, rows, rows)
+    once, _ = side.decode(asked)
+    assert [len(gaps) for gaps in once.gaps] == [len(answer) for answer in once.answers]
+    first, second = (
+        {round(gap * steps, 9) for gap in gaps for steps in (1, 2, 3)} for gaps in once.gaps
+    )
+    # Every step that both rows were in took as long for one as for the other.
+    assert len(first & second) >= 3
 
 
 def test_methods_are_read_as_they_are_written():

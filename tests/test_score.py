@@ -133,6 +133,16 @@ def test_a_drawn_log_by_rule(call, bundle, prompts, tmp_path, monkeypatch):
     assert report_of(call(score, *tree, "--json"))["groups"]["overall"]["tau"][0] >= 1
 
 
+def test_pictures_and_acceptance_by_entropy(call, log, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = report_of(call(score, *MODEL, log, f"--plots={tmp_path}", "--json"))
+    overall = report["groups"]["overall"]
+    laws = {"target", "draft"}
+    assert overall["by_entropy"].keys() == laws
+    wanted = {"acceptance_by_position", *(f"acceptance_by_entropy_of_{law}" for law in laws)}
+    assert {path.stem for path in tmp_path.glob("*.png")} == wanted
+
+
 def test_a_run_goes_on(call, log, tmp_path):
     out = tmp_path / "records.jsonl"
     flags = (*MODEL, log, f"--out={out}")

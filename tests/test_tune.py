@@ -20,9 +20,14 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
     monkeypatch.setattr(
         step_costs, "of_all", lambda target, drafts, **_: (dict.fromkeys(drafts, cost), 0.01)
     )
+    plots = tmp_path / "plots"
     flags = [f"--methods={WHOLE}", "--methods=prompt_lookup", f"--prompts={path}"]
-    code, output, _ = call(tune, *FLAGS, *flags, "--count=4")
+    code, output, _ = call(tune, *FLAGS, *flags, "--count=4", f"--plots={plots}")
     assert code == 0
+    assert {picture.stem for picture in plots.iterdir()} == {
+        "promised_by_draft_length",
+        "predicted_against_measured",
+    }
     report = json.loads(output.splitlines()[-1])
     assert (report["profiled"], report["held"]) == (2, 2)
     options = {one["length"]: one for one in report["weighed"][WHOLE]}
@@ -50,8 +55,11 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
         ("--methods=none", "unknown method 'none'"),
         ("--longest_prompt=2", "no group has two prompts"),
         ("--temperature=-1", "temperature"),
+        ("--methods=prompt_lookup rule=token", "token"),
     ],
 )
 def test_bad_input_ends_in_one_line(call, flag, message):
     code, _, error = call(tune, *FLAGS, flag)
     assert code == 2 and message in error.splitlines()[-1]
+    # Before anything is decoded.
+    assert "writing" not in error

@@ -115,6 +115,12 @@ def test_claims_beside_model_and_measurement():
     assert rows["summarisation"]["verdict"] == "not measured"
     assert rows["in production"]["verdict"] == "speedup holds for 2 of 3"
     assert rows["acceptance of 80 %"]["measured"].keys() == {"code", "translation"}
+    # 0.5 is not below 0.5 by as much as 0.05.
+    points = {"qa": (0.52, 1.4)}
+    (below,) = (
+        row for row in practice.compare(None, points) if row["what"] == "acceptance below 50 %"
+    )
+    assert below["verdict"] == "not measured"
     low, high = rows["acceptance of 80 %"]["ideal"]
     np.testing.assert_allclose([low, high], [1.9, 3.1], atol=0.06)
     low, high = code["machine"]

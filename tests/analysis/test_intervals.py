@@ -44,10 +44,11 @@ def test_of_a_ratio():
     assert np.isnan(intervals.ratio([0], [0]).estimate)
 
 
-def test_of_one_unit_and_none():
-    one = intervals.mean([3.0])
-    assert one.estimate == 3 and np.isnan(one.low) and np.isnan(one.high)
-    assert str(one) == "3.00" and "–" in str(intervals.mean([1.0, 2.0]))
+def test_of_few_units_and_none():
+    """Of few units the ends would be the least and the most."""
+    few = intervals.mean([3.0, 1.0, 2.0, 4.0])
+    assert few.estimate == 2.5 and np.isnan(few.low) and np.isnan(few.high)
+    assert str(few) == "2.50" and "–" in str(intervals.mean([3.0, 1.0, 2.0, 4.0, 5.0]))
     with pytest.raises(ValueError, match=r"\[0\] units"):
         intervals.mean([])
     with pytest.raises(ValueError, match=r"\[2, 1\] units"):
