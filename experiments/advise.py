@@ -177,8 +177,14 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     """The report, ready for JSON; of the bundle where the caller has loaded it."""
     binary.start()
     bundle = bundle or targets.load(config.model)
-    tune.check(bundle, config.tuned())
     requests = [request for path in config.log for request in logs.requests(path, bundle)]
+    slots = max(request.prompt_tokens + request.new_tokens for request in requests)
+    if bundle.target.context_length is not None and slots > bundle.target.context_length:
+        raise ValueError(
+            f"--log={','.join(config.log)} holds a request of {slots} tokens, and the model's "
+            f"context has {bundle.target.context_length}"
+        )
+    tune.check(bundle, config.tuned())
     own = [request.text for request in requests if request.text is not None]
     own = [text for text in own if len(text[0]) <= config.longest_prompt]
     answered = [text for text in own if text[1]]
@@ -190,12 +196,6 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     else:
         prompts = prompt_files.chosen(prompt_files.read(), config.count)
         texts = tune.profile(bundle, prompts, config.tuned())
-    slots = max(request.prompt_tokens + request.new_tokens for request in requests)
-    if bundle.target.context_length is not None and slots > bundle.target.context_length:
-        raise ValueError(
-            f"--log={','.join(config.log)} holds a request of {slots} tokens, and the model's "
-            f"context has {bundle.target.context_length}"
-        )
     scores = tune.scored(bundle, texts, config.tuned())
     fill = int(np.median([one.prompt_tokens + one.new_tokens / 2 for one in requests]))
     rows = [at_batch(bundle, scores, batch, fill) for batch in config.batches]

@@ -181,7 +181,6 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     prompts = prompt_files.chosen(prompt_files.read(*config.prompts), config.count)
     binary.start()
     bundle = bundle or targets.load(config.model)
-    check(bundle, config)
     prompts = [p for p in prompts if len(bundle.chat(p.asked())) <= config.longest_prompt]
     by_group: dict[str, list[prompt_files.Prompt]] = {}
     for prompt in prompts:
@@ -193,6 +192,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             f"no group has two prompts of at most --longest_prompt={config.longest_prompt} tokens "
             f"among --count={config.count}: half of them is profiled, and half measured"
         )
+    check(bundle, config)
     texts = profile(bundle, profiled, config)
     fill = int(medians.median(len(prompt) + len(answer) // 2 for prompt, answer in texts))
     weighed, _, _ = weigh(bundle, scored(bundle, texts, config), fill)

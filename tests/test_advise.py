@@ -52,7 +52,7 @@ def test_sizes_are_weighed_and_the_rule_of_thumb_judged(call, log, costs, tmp_pa
     assert report["latency"]["speculative"] < report["latency"]["plain"]
     # The advice is one method, which is slow in large batches.
     assert report["advised_at"][2] == [4, rows[4]["speedup"]]
-    assert report["advised_at"][4][1] < 0.5
+    assert report["advised_at"][4][1] < 1
     assert report["fill"] == 18 and rows[4]["bytes"] > rows[4]["plain_bytes"]
     rule = report["rule_of_thumb"]
     assert rule["gain_from_32"] == 1.0 and rule["holds_above_32"] is True

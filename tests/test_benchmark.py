@@ -305,7 +305,7 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
         (["--methods=prompt_lookup draft_length=auto", "--batches=1,2"], "goes by the costs of"),
         (["--methods=prompt_lookup", "--methods=prompt_lookup"], "give each once"),
         (["--groups=nowhere"], "unknown group 'nowhere'; the prompts' are code"),
-        (["--batches=2"], "--batches=2 needs as many prompts of 1 turns, and there are 1"),
+        (["--batches=99"], "--batches=99 needs as many prompts of 1 turns, and there are 6"),
         (["--batches=0"], "--batches=0: give some, each once and at least 1"),
         (["--lengths=8,8"], "--lengths=8,8"),
         (["--temperatures=hot"], "--temperatures=hot must be numbers"),

@@ -95,7 +95,8 @@ def test_a_greedy_log_tells_what_decoding_counts(call, bundle, prompts, log, fla
     if flags is MODEL:
         row = report["groups"]["overall"]
         assert row["places"] == row["tokens"] and row["overlap"][0] > 0
-        assert row["overlap"][1] <= row["overlap"][0] <= row["overlap"][2]
+        # Four texts are too few for an interval.
+        assert row["overlap"][1:] == [None, None]
         assert row["entropy_target"] > 1 and row["entropy_draft"] > 1
 
 
@@ -129,7 +130,8 @@ def test_a_drawn_log_by_rule(call, bundle, prompts, tmp_path, monkeypatch):
     row = report_of(call(score, *tree, "--temperature=0.9", "--json"))["groups"]["overall"]
     assert row["overlap"] == rows["token"]["overall"]["overlap"] and "tau" not in row
     code, output, _ = call(score, *tree, "--temperature=0.9")
-    assert code == 0 and output.splitlines()[-1].split()[3:5] == ["–", "–"]
+    (line,) = (line for line in output.splitlines() if line.startswith("overall"))
+    assert code == 0 and line.split()[3:5] == ["–", "–"]
     assert report_of(call(score, *tree, "--json"))["groups"]["overall"]["tau"][0] >= 1
 
 
