@@ -129,9 +129,10 @@ def at_batch(
     scores: Mapping[methods.Asked, scoring.Scores],
     batch: int,
     fill: int,
+    temperature: float,
 ) -> AtBatch:
     """Measures steps of so many rows of about `fill` tokens, and weighs the candidates at them."""
-    weighed, cost, seconds = tune.weigh(bundle, scores, fill, batch)
+    weighed, cost, seconds = tune.weigh(bundle, scores, fill, temperature, batch)
     choices = tuple((asked, option) for asked, options in weighed.items() for option in options)
     return AtBatch(batch, seconds, choices, cost.passes)
 
@@ -198,7 +199,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         texts = tune.profile(bundle, prompts, config.tuned())
     scores = tune.scored(bundle, texts, config.tuned())
     fill = int(np.median([one.prompt_tokens + one.new_tokens / 2 for one in requests]))
-    rows = [at_batch(bundle, scores, batch, fill) for batch in config.batches]
+    rows = [at_batch(bundle, scores, batch, fill, config.temperature) for batch in config.batches]
     plain = _shared(bundle, requests, rows, None)
     concurrency = plain.concurrency(_SHARE)
     chosen = next((row for row in rows if row.batch >= concurrency), rows[-1])

@@ -149,13 +149,14 @@ def run(
     shared = {"dtype": config.dtype, "device": header["device"], "versions": header["versions"]}
     shared |= {"commit": binary.commit()}
     warm: dict[tuple, int | None] = {}
-    prices: dict[tuple[int, int], dict[str, benchmark_record.Price]] = {}
+    prices: dict[tuple[int, int, float], dict[str, benchmark_record.Price]] = {}
     with binary.Progress(f"{len(every)} methods on {len(tasks)} batches of prompts") as progress:
         for done, task in enumerate(tasks, start=1):
-            at = (task.batch, task.capacity)
+            at = _priced_by(task)
             if at not in prices:
-                alike = [one for one in tasks if (one.batch, one.capacity) == at]
-                prices[at] = prices_of(config, bundle, alike)
+                prices[at] = prices_of(
+                    config, bundle, [one for one in tasks if _priced_by(one) == at]
+                )
             found = benchmark_run.measured(
                 bundle, decoders, task, config.repeats, config.seed, warm, prices[at]
             )
@@ -173,7 +174,7 @@ def run(
 def prices_of(
     config: Config, bundle: checkpoints.Bundle, tasks: Sequence[benchmark_turn.Task]
 ) -> dict[str, benchmark_record.Price]:
-    """What a step of every method costs here, at the batch of such tasks and the fill they have.
+    """What a step of every method costs here, for tasks of one batch, capacity and temperature.
 
     Lengths that are chosen on the way have no price.
     """
@@ -189,10 +190,16 @@ def prices_of(
         fill=int(medians.median(fills)),
         batch=tasks[0].batch,
         widths=sorted({*_WIDTHS, *own}),
+        temperature=tasks[0].temperature,
     )
     return {
         name: benchmark_record.Price(costs[name], asked.stops) for name, asked in priced.items()
     }
+
+
+def _priced_by(task: benchmark_turn.Task) -> tuple[int, int, float]:
+    """What a step's cost hangs on; tasks that share it are measured at their median fill."""
+    return task.batch, task.capacity, task.temperature
 
 
 def unit_of(record: Mapping[str, Any]) -> str:

@@ -126,19 +126,16 @@ def overlap(
       batch: rows; only an answer that was decoded alone is looked at, as a batch changes nothing.
 
     Returns:
-      `overlap`, the mean of Σ min(p, q) where there is a draft with a law; `places`, where there is
-      a draft; `by_entropy`, places and sums of acceptance probabilities in bins of the entropy of
-      the target's law, and of the draft's where it has one.
+      `overlap`, the mean of Σ min(p, q) over the `places` where a draft's first node is there and
+      has a law; `by_entropy`, what `entropy.of_text` says.
     """
-    found = None
-    if batch == 1 and drafter.nodes and text[1]:
-        found = scoring.score(target, drafter, [text], types.Sampling(temperature))
-    places = 0 if found is None else int(np.sum(~np.isnan(found.overlap[0])))
-    if found is None or not places:
+    if batch > 1 or not drafter.nodes or not text[1]:
         return {"overlap": None, "places": 0, "by_entropy": None}
-    has_law = not found.form.is_deterministic
+    found = scoring.score(target, drafter, [text], types.Sampling(temperature))
+    shares = found.overlap[0]
+    places = 0 if found.form.is_deterministic else int(np.sum(~np.isnan(shares)))
     return {
-        "overlap": float(np.nansum(found.overlap[0])) / places if has_law else None,
+        "overlap": float(np.nansum(shares)) / places if places else None,
         "places": places,
         "by_entropy": entropy.of_text(found, 0),
     }

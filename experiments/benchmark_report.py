@@ -321,8 +321,9 @@ def _entropies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 table.append([method, *map(_interval, row["by_entropy"][law])])
         if len(table) > 1:
             made += [
-                f"Acceptance probability of the first draft, by the entropy of the {law}'s law in "
-                "nats (greedily at temperature 1):",
+                f"Acceptance of the first level of a draft, by the entropy of the {law}'s law in "
+                "nats (greedily at temperature 1); of copies and trees, whether the token was among "
+                "the guesses:",
                 "",
                 *_table(table),
                 "",
@@ -352,8 +353,8 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         points = {
             row["group"]: (row["acceptance_rate"][0], row["speedup"][0])
             for row in own
-            # Where a draft is seldom there, α tells half of what it is worth.
-            if row["drafting"] is not None and row["drafting"] > _OFTEN
+            # A copy is there where something was found: of its worth α tells half.
+            if row["overlap"] is not None or (row["drafting"] or 0.0) > _OFTEN
         }
         if points:
             cost = own[0]["cost"] and decoding.Cost(**own[0]["cost"])

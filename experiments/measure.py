@@ -183,10 +183,15 @@ def copying_prompt(vocab_size: int, length: int) -> list[int]:
 
 
 def proposal(
-    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int], batch: int = 1
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    prompt: Sequence[int],
+    batch: int = 1,
+    temperature: float = 0.0,
 ) -> Variant:
-    """One draft after the prompt, greedily, in so many rows."""
-    request, state = decoding.init(target, drafter, [prompt] * batch, eos=())
+    """One draft after the prompt, in so many rows."""
+    asked = types.Sampling(temperature)
+    request, state = decoding.init(target, drafter, [prompt] * batch, sampling=asked, eos=())
     return Variant(functools.partial(_propose, target, drafter, request, state))
 
 
@@ -201,15 +206,24 @@ def _propose(target, drafter, request, state):
 
 
 def steps(
-    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int], batch: int = 1
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    prompt: Sequence[int],
+    batch: int = 1,
+    temperature: float = 0.0,
 ) -> Variant:
-    """Steps of the compiled loop after the prompt, greedily: a draft, its pass, and all the rest.
+    """Steps of the compiled loop after the prompt: a draft, its pass, and all the rest.
 
     As many in one program as `forward` has passes, of so many rows.
     """
-    longest = _PASSES * (drafter.nodes + 1)
-    prompts = [prompt] * batch
-    request, state = decoding.init(target, drafter, prompts, max_new_tokens=longest, eos=())
+    request, state = decoding.init(
+        target,
+        drafter,
+        [prompt] * batch,
+        max_new_tokens=_PASSES * (drafter.nodes + 1),
+        sampling=types.Sampling(temperature),
+        eos=(),
+    )
 
     def copied():
         # The loop consumes its state.

@@ -142,16 +142,15 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     known: dict[str, list[dict[str, Any]]] = {}
     for record in made:
         known.setdefault(record["unit"], []).append(record)
+    waiting = [(key, repeat) for key, repeat in rounds if _unit(key, repeat) not in known]
     settings, skipped = _prepared(config, bundle, max(map(len, short.values())))
     with (
         peer_workers.Workers(settings, config.threads, skipped) as workers,
         binary.Progress(f"{len(config.programs)} programs on {len(short)} prompts") as progress,
     ):
-        for done, (key, repeat) in enumerate(rounds):
-            progress.at(done, len(rounds))
+        for done, (key, repeat) in enumerate(waiting):
+            progress.at(done, len(waiting))
             unit = _unit(key, repeat)
-            if unit in known:
-                continue
             answers = {
                 program: workers.ask(program, short[key], config.max_new_tokens)
                 for program in config.programs

@@ -245,7 +245,7 @@ def table(report: dict[str, Any]) -> str:
     overall = report["groups"]["overall"]
     bins = list(itertools.pairwise(entropy.EDGES))
     for law, rates in overall["by_entropy"].items():
-        lines.append(f"acceptance of the first draft by entropy of the {law}'s law, nats:")
+        lines.append(f"acceptance of the first level by entropy of the {law}'s law, nats:")
         told = zip(bins, rates, strict=True)
         lines.append(", ".join(f"{a:g}–{b:g}: {_shown(rate[0])}" for (a, b), rate in told))
     if overall["improbable"]:

@@ -32,6 +32,7 @@ def of_all(
     fill: int = FILL,
     batch: int = 1,
     widths: Sequence[int] = WIDTHS,
+    temperature: float = 0.0,
 ) -> tuple[dict[_Name, decoding.Cost], float]:
     """Measures, in turn, passes of several widths, drafts and whole steps; takes some seconds.
 
@@ -48,6 +49,8 @@ def of_all(
       fill: committed tokens behind which all is measured; fewer where the context is short.
       batch: rows; all costs are of a batch, in plain steps of that batch.
       widths: of passes to measure, besides one token and each drafter's longest draft.
+      temperature: at which is drafted, verified and drawn: above 0 each takes a law of the whole
+        vocabulary.
 
     Returns:
       The costs by name, in plain steps, and the seconds of a plain step.
@@ -59,10 +62,10 @@ def of_all(
     variants: dict[Any, measure.Variant] = {
         width: measure.forward(target, width, fill, cache) for width in measured_widths
     }
-    variants["plain"] = measure.steps(target, decoding.NOTHING, prompt, batch)
+    variants["plain"] = measure.steps(target, decoding.NOTHING, prompt, batch, temperature)
     for name, drafter in drafts.items():
-        variants["draft", name] = measure.proposal(target, drafter, prompt, batch)
-        variants["step", name] = measure.steps(target, drafter, prompt, batch)
+        variants["draft", name] = measure.proposal(target, drafter, prompt, batch, temperature)
+        variants["step", name] = measure.steps(target, drafter, prompt, batch, temperature)
     found = measure.interleave(variants, repeats)
     risen = optimize.isotonic_regression([found[width].median for width in measured_widths]).x
     plain = found["plain"].median

@@ -139,6 +139,7 @@ def weigh(
     bundle: checkpoints.Bundle,
     scores: Mapping[methods.Asked, scoring.Scores],
     fill: int,
+    temperature: float,
     batch: int = 1,
 ) -> tuple[dict[methods.Asked, list[tuning.Option]], decoding.Cost, float]:
     """What every candidate promises in such a batch, by draft length.
@@ -147,6 +148,7 @@ def weigh(
       bundle: the target with its tokenizer.
       scores: of the candidates.
       fill: tokens that stand before a step, about.
+      temperature: of the decodes.
       batch: rows.
 
     Returns:
@@ -157,7 +159,9 @@ def weigh(
         asked: of_length(asked, max(step_costs.LENGTHS)).unstopping(bundle) for asked in scores
     }
     with binary.Progress(f"measuring costs at batch {batch}"):
-        costs, seconds = step_costs.of_all(bundle.target, drafters, fill=fill, batch=batch)
+        costs, seconds = step_costs.of_all(
+            bundle.target, drafters, fill=fill, batch=batch, temperature=temperature
+        )
     found = {
         asked: tuning.options(of_texts, costs[asked], step_costs.LENGTHS, asked.rule, batch)
         for asked, of_texts in scores.items()
@@ -195,7 +199,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     check(bundle, config)
     texts = profile(bundle, profiled, config)
     fill = int(medians.median(len(prompt) + len(answer) // 2 for prompt, answer in texts))
-    weighed, _, _ = weigh(bundle, scored(bundle, texts, config), fill)
+    weighed, _, _ = weigh(bundle, scored(bundle, texts, config), fill, config.temperature)
     best = {
         of_length(asked, option.length): option
         for asked, option in (

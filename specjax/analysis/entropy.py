@@ -33,19 +33,26 @@ def binned(entropy: npt.ArrayLike, acceptance: npt.ArrayLike) -> Bins:
 
 
 def of_text(scores: scoring.Scores, index: int) -> dict[str, Bins]:
-    """The first draft's acceptance by the entropy of the target's law, and of the draft's.
+    """Acceptance of a draft's first level by the entropy of the target's law, and of the draft's.
+
+    Of a chain with a law it is Σ min(p, q). Of others, copies and trees, it is whether the text's
+    token is among the guesses, as `match` accepts it, and every rule at temperature 0.
 
     Args:
       scores: of some texts.
       index: of the text.
 
     Returns:
-      Bins by law; without the draft's where it has none, as a copy has none.
+      Bins by law; the draft's is told of chains that have one.
     """
-    found = {"target": binned(scores.entropy_p[index], scores.overlap[index])}
-    if not scores.form.is_deterministic:
-        found["draft"] = binned(scores.entropy_q[index], scores.overlap[index])
-    return found
+    if scores.form.tree.is_chain and not scores.form.is_deterministic:
+        share = scores.overlap[index]
+        laws = {"target": scores.entropy_p[index], "draft": scores.entropy_q[index]}
+        return {law: binned(entropy, share) for law, entropy in laws.items()}
+    accepted = scores.accepted[index]
+    is_tried = (accepted > 0) | scores.refused[index]
+    share = np.where(is_tried, accepted > 0, np.nan)
+    return {"target": binned(scores.entropy_p[index], share)}
 
 
 def rates(units: Sequence[Sequence[Mapping[str, Bins]]]) -> dict[str, list[intervals.Interval]]:

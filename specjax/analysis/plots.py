@@ -171,16 +171,18 @@ def speedup_against_acceptance(
         left, right = (left - 0.006, right + 0.006) if left == right else (left, right)
         box = {"color": _GREY, "alpha": 0.16, "linewidth": 0}
         axes.fill_between([left, right], low, high, **box)
-        axes.annotate(
-            name, (right, high), ha="right", va="bottom", fontsize=7, color=_GREY, zorder=4
-        )
+        # Above its box, or inside one that stands on the ground.
+        side = "bottom" if low else "top"
+        axes.annotate(name, (right, high), ha="right", va=side, fontsize=7, color=_GREY, zorder=4)
     for index, (method, row) in enumerate(points.items()):
         rates, speedups = np.asarray(row, float).reshape(-1, 2).T
         look = {**_look(index), "linestyle": "none"}
         axes.plot(rates, speedups, label=method, markersize=6, **look)
     _even(axes)
     axes.set(xlabel="acceptance rate", ylabel="speedup over plain decoding", xlim=(0, 1.02))
-    axes.set_ylim(bottom=0)
+    # Curves rise steeply at the end, where nothing is.
+    tops = [high for _, _, (_, high) in claims] + [s for row in points.values() for _, s in row]
+    axes.set_ylim(0, 1.15 * max(tops, default=1.0) if tops else None)
     return _finish(axes)
 
 

@@ -53,26 +53,6 @@ def test_by_entropy():
     np.testing.assert_allclose(points_of(axes)["a"], [[0.05, 0.75], [9.0, 0.3]])
 
 
-def test_rates_by_entropy_are_of_units():
-    """Turns of one conversation are one unit; a copy has no law of its own."""
-
-    def bins(places, accepted):
-        rest = [0] * (len(entropy.EDGES) - 2)
-        return ([places, *rest], [accepted, *map(float, rest)])
-
-    turns = [{"target": bins(1, 1.0)}, {"target": bins(3, 1.0), "draft": bins(2, 1.0)}]
-    found = entropy.rates([turns, [{"target": bins(4, 2.0)}], [{}]])
-    assert found.keys() == {"target", "draft"}
-    assert found["target"][0].estimate == pytest.approx(4 / 8)
-    assert found["draft"][0].estimate == pytest.approx(1 / 2)
-    assert np.isnan(found["target"][1].estimate)
-    many = entropy.rates([[{"target": bins(1, rate)}] for rate in (0.0, 0.2, 0.4, 0.6, 0.8)])
-    one = many["target"][0]
-    assert one.estimate == pytest.approx(0.4)
-    assert 0 < one.low < one.estimate < one.high < 0.8
-    assert not entropy.rates([[{}]])
-
-
 def test_against_what_doubles():
     axes = plots.speedup_against("batch size", {"a": {4: OTHER, 1: ONE}})
     assert points_of(axes)["a"] == [[1, 1.5], [4, 0.8]]
