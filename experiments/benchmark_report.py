@@ -322,8 +322,8 @@ def _entropies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if len(table) > 1:
             made += [
                 f"Acceptance of the first level of a draft, by the entropy of the {law}'s law in "
-                "nats (greedily at temperature 1); of copies and trees, whether the token was among "
-                "the guesses:",
+                "nats (greedily at temperature 1); of copies and trees, whether the token was "
+                "among the guesses:",
                 "",
                 *_table(table),
                 "",

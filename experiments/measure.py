@@ -216,14 +216,9 @@ def steps(
 
     As many in one program as `forward` has passes, of so many rows.
     """
-    request, state = decoding.init(
-        target,
-        drafter,
-        [prompt] * batch,
-        max_new_tokens=_PASSES * (drafter.nodes + 1),
-        sampling=types.Sampling(temperature),
-        eos=(),
-    )
+    longest, asked = _PASSES * (drafter.nodes + 1), types.Sampling(temperature)
+    options = {"max_new_tokens": longest, "sampling": asked, "eos": ()}
+    request, state = decoding.init(target, drafter, [prompt] * batch, **options)
 
     def copied():
         # The loop consumes its state.

@@ -237,7 +237,7 @@ def _comparison_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _group_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Ratios by group, where there are several."""
+    """Medians of the ratios by group, where there are several."""
     groups = list(next((row["by_group"] for row in report["comparisons"]), {}))
     if len(groups) < 2:
         return []
@@ -245,7 +245,7 @@ def _group_rows(report: Mapping[str, Any]) -> list[list[str]]:
         ["ours", "theirs", "clock", *groups],
         *(
             [row["ours"], row["theirs"], _HEADING[row["clock"]]]
-            + [_range(row["by_group"][group], ".2f") for group in groups]
+            + [_median(row["by_group"][group]) for group in groups]
             for row in report["comparisons"]
         ),
     ]
@@ -262,6 +262,10 @@ def _range(spread: Mapping[str, float] | None, form: str) -> str:
         return "–"
     middle, least, most = (format(spread[name], form) for name in ("median", "min", "max"))
     return f"{middle} [{least}, {most}]"
+
+
+def _median(spread: Mapping[str, float] | None) -> str:
+    return "–" if spread is None else format(spread["median"], ".2f")
 
 
 def _agreement(row: Mapping[str, Any]) -> str:

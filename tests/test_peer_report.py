@@ -76,7 +76,7 @@ def test_paces_ratios_and_tau():
     heading, *_, last = peer_report.text({**found, **NOTES}).split("\n\n")[2].splitlines()
     assert heading.split() == ["ours", "theirs", "clock", "first", "second"]
     # After prefill: 8 over 1.6 on b, where alone they meet.
-    told = ["specjax:quick", "peer:plain", "after", "prefill", "–", "5.00", "[5.00,", "5.00]"]
+    told = ["specjax:quick", "peer:plain", "after", "prefill", "–", "5.00"]
     assert last.split() == told
 
 
