@@ -154,6 +154,7 @@ def run(
         for done, task in enumerate(tasks, start=1):
             at = _priced_by(task)
             if at not in prices:
+                progress.say(f"compiling for {task.capacity} tokens, and measuring steps")
                 prices[at] = prices_of(
                     config, bundle, [one for one in tasks if _priced_by(one) == at]
                 )

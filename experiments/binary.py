@@ -177,9 +177,13 @@ class Progress:
         print(f"{self.what} …", end="", file=sys.stderr, flush=True)
         return self
 
+    def say(self, what: str) -> None:
+        """Says what is being done that takes long without an end to be seen."""
+        print(f" {what} …", end="", file=sys.stderr, flush=True)
+
     def expect(self, seconds: float) -> None:
         """Says how much longer it may take."""
-        print(f" about {seconds:.0f} s more …", end="", file=sys.stderr, flush=True)
+        self.say(f"about {seconds:.0f} s more")
 
     def at(self, done: int, all_of_them: int) -> None:
         """Says, past every tenth, how far it has come and how much longer it may take."""

@@ -70,8 +70,9 @@ def read(flag: str, path: str) -> list[Line]:
         place = f"--{flag}={path}, line {number}"
         try:
             given = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}; a line is a JSON object") from error
+        except json.JSONDecodeError as error:
+            told = f"{error.msg} at column {error.colno}"
+            raise ValueError(f"{place}: {told}; a line is a JSON object") from error
         if not isinstance(given, dict):
             raise ValueError(f"{place}: {given!r} is no object; a line is a JSON object")
         lines.append(Line(flag, path, number, given))

@@ -125,6 +125,7 @@ def parse(text: str) -> Asked:
         not for this method; the message holds the text.
     """
     name, *words = text.split() or [""]
+    find(name)
     told: dict[str, Any] = {}
     for word in words:
         setting, is_given, value = word.partition("=")

@@ -221,10 +221,14 @@ def _summary(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """A line a group."""
-    told = {name: value for name, value in report["settings"].items() if value}
+    settings = report["settings"]
+    kind, _, line = (settings["stop"] or "never").partition(":")
+    stops = f" stopping at {kind} {float(line):.2g}" if line else ""
     lines = [
-        f"{report['method']} {told}, {report['rule']}, temperature {report['temperature']}; "
-        f"{report['left_out']} texts left out as too long",
+        f"{report['method']} of {settings['draft_length']} tokens{stops}, rule {report['rule']}, "
+        f"temperature {report['temperature']}; {report['left_out']} texts left out as too long",
+        "τ: tokens a target step; α: accepted over tested drafts; Σ min(p, q): probability that a "
+        "first draft is accepted; H: mean entropy of target and draft, nats",
         f"{'group':<20}{'texts':>7}{'tokens':>9}  {'τ':<18}{'α':<18}{'Σ min(p, q)':<18}"
         f"{'H(p)':>6}{'H(q)':>6}  α by position",
     ]
