@@ -330,7 +330,9 @@ def pictures(report: dict[str, Any]) -> dict[str, Any]:
         name: {batch: (speedup, None, None) for batch, speedup in line}
         for name, line in lines.items()
     }
-    return {"speedup_by_batch": plots.speedup_against("requests at once", told)}
+    return {
+        "speedup_by_batch": plots.speedup_against("requests at once", told, "predicted speedup")
+    }
 
 
 def config_from_flags() -> Config:

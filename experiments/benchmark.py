@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import statistics as medians
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,9 @@ def run(
     units, tasks, left_out = _tasks(config, bundle, prompts, {record["unit"] for record in made})
     # A file may hold what is not asked for now.
     made = [record for record in made if record["unit"] in units]
+    if made:
+        found = len({record["unit"] for record in made})
+        print(f"{config.out} holds {found} of {len(units)} prompts already", file=sys.stderr)
     if not units:
         raise ValueError(
             f"no prompt is left to measure: {left_out} have more than "
@@ -335,6 +339,9 @@ def write(report: Mapping[str, Any], path: str | None, folder: str | None) -> No
     drawn = [] if folder is None else benchmark_plots.draw(report, folder)
     if path is not None:
         outputs.write(path, benchmark_report.markdown(report), drawn)
+    written = [str(one) for one in (path, drawn and folder) if one]
+    if written:
+        print(f"written: {', '.join(written)}", file=sys.stderr)
 
 
 def config_from_flags() -> Config:

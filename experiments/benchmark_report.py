@@ -225,7 +225,7 @@ def text(report: Mapping[str, Any]) -> str:
         for title, value in (("speedup", "speedup"), ("τ", "tau"), ("α", "acceptance_rate")):
             table = _matrix(rows, value)
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-            lines.append(f"{title} at {heading} (95 % interval)")
+            lines.append(f"{title} at {heading} (95 % intervals, from five prompts on)")
             for cells_ in table:
                 first, *others = (
                     cell.ljust(width) for cell, width in zip(cells_, widths, strict=True)
@@ -336,7 +336,11 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     told = {row["method"]: row["cost"] for row in rows if row["cost"]}
     if not told:
         return []
-    lines = ["Costs in plain steps (c of a level of the draft; v of the target's passes):", ""]
+    lines = [
+        "Costs in plain steps of the loop (c of a level of the draft; v of the target's passes alone, "
+        "so that v(1) may lie below 1):",
+        "",
+    ]
     for method, cost in told.items():
         passes = ", ".join(f"v({width}) = {value:.2f}" for width, value in cost["passes"])
         lines.append(
@@ -358,7 +362,7 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         }
         if points:
             cost = own[0]["cost"] and decoding.Cost(**own[0]["cost"])
-            lines += [f"What practitioners quote, beside {method}:", ""]
+            lines += [f"What practitioners quote, beside {method} ({practice.READ}):", ""]
             lines += [practice.markdown(practice.compare(cost, points)), ""]
     return lines
 

@@ -171,6 +171,7 @@ class Progress:
     def __init__(self, what: str):
         self.what = what
         self._tenth = 0
+        self._first: tuple[int, float] | None = None
 
     def __enter__(self):
         self.began = time.perf_counter()
@@ -187,20 +188,22 @@ class Progress:
 
     def at(self, done: int, all_of_them: int) -> None:
         """Says, past every tenth, how far it has come and how much longer it may take."""
-        tenth = 10 * done // all_of_them
+        now, tenth = time.perf_counter(), 10 * done // all_of_them
+        # What comes first compiles for all that follow.
+        before, since = self._first or (0, self.began)
+        if self._first is None and done:
+            self._first = (done, now)
         if tenth > self._tenth and done < all_of_them:
             self._tenth = tenth
-            left = (time.perf_counter() - self.began) * (all_of_them - done) / done
+            left = (now - since) * (all_of_them - done) / (done - before)
             print(f" {100 * done // all_of_them} %", end="", file=sys.stderr, flush=True)
             self.expect(left)
 
     def __exit__(self, *exception):
         self.seconds = time.perf_counter() - self.began
-        print(
-            f" {self.seconds:.1f} s" if exception[0] is None else " failed",
-            file=sys.stderr,
-            flush=True,
-        )
+        ended = " stopped" if exception[0] is KeyboardInterrupt else " failed"
+        told = f" {self.seconds:.1f} s" if exception[0] is None else ended
+        print(told, file=sys.stderr, flush=True)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -253,10 +253,11 @@ def table(report: dict[str, Any]) -> str:
         told = zip(bins, rates, strict=True)
         lines.append(", ".join(f"{a:g}–{b:g}: {_shown(rate[0])}" for (a, b), rate in told))
     if overall["improbable"]:
-        lines.append(
+        lines.insert(
+            2,
             f"the target gives no probability to {overall['improbable']} of {overall['tokens']} "
             f"tokens at temperature {report['temperature']}: they are not its own, or were drawn "
-            "at another"
+            "at another",
         )
     return "\n".join(lines)
 

@@ -295,7 +295,9 @@ def pictures(report: dict[str, Any]) -> dict[str, Any]:
         if row["promised"] is not None
     }
     return {
-        "promised_by_draft_length": plots.speedup_against("draft length", promised),
+        "promised_by_draft_length": plots.speedup_against(
+            "draft length", promised, "predicted speedup"
+        ),
         "predicted_against_measured": plots.predicted_against_measured(came),
     }
 

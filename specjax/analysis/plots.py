@@ -115,7 +115,10 @@ def acceptance_against_entropy(
 
 
 def speedup_against(
-    what: str, speedups: Mapping[str, Mapping[float, Estimate]], axes: Any = None
+    what: str,
+    speedups: Mapping[str, Mapping[float, Estimate]],
+    label: str = "speedup over plain decoding",
+    axes: Any = None,
 ) -> Any:
     """Lines of speedup against a batch size, a length of text or whatever else doubles.
 
@@ -123,6 +126,7 @@ def speedup_against(
       what: label of the axis, such as `batch size`.
       speedups: by method and value, estimates with intervals. A value of 0, which no logarithm
         shows, stands one step left of the others.
+      label: of the other axis.
       axes: as above.
     """
     axes = _axes(axes)
@@ -144,7 +148,7 @@ def speedup_against(
     axes.set_xticks([place[value] for value in values], [f"{value:g}" for value in values])
     axes.minorticks_off()
     _even(axes)
-    axes.set(xlabel=what, ylabel="speedup over plain decoding")
+    axes.set(xlabel=what, ylabel=label)
     return _finish(axes)
 
 
@@ -200,9 +204,8 @@ def predicted_against_measured(
     every = [value for row in points.values() for pair in row for value in pair]
     low, high = 0.9 * min(every, default=1.0), 1.1 * max(every, default=1.0)
     line = np.array([low, high])
-    axes.fill_between(
-        line, line / (1 + within), line / (1 - within), color=_GREY, alpha=0.18, linewidth=0
-    )
+    band = {"color": _GREY, "alpha": 0.18, "linewidth": 0, "label": f"within {within:.0%}"}
+    axes.fill_between(line, line / (1 + within), line / (1 - within), **band)
     axes.plot(line, line, color=_GREY, linewidth=1.0)
     for index, (method, row) in enumerate(points.items()):
         predicted, measured = np.asarray(row, float).reshape(-1, 2).T
