@@ -337,8 +337,8 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not told:
         return []
     lines = [
-        "Costs in plain steps of the loop (c of a level of the draft; v of the target's passes alone, "
-        "so that v(1) may lie below 1):",
+        "Costs in plain steps of the loop (c of a level of the draft; v of the target's passes "
+        "alone, so that v(1) may lie below 1):",
         "",
     ]
     for method, cost in told.items():

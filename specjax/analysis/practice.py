@@ -53,8 +53,8 @@ CLAIMS = (
 
 # How to read the table of `markdown`.
 READ = (
-    "quoted: speedup; v = 1: the cost model's best draft length where any pass costs one token's, at "
-    "c = 0.2 … 0.05; here: the same at this machine's costs; both over the claim's acceptance"
+    "quoted: speedup; v = 1: the cost model's best draft length where any pass costs one token's, "
+    "at c = 0.2 … 0.05; here: the same at this machine's costs; both over the claim's acceptance"
 )
 
 
