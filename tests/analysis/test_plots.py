@@ -23,6 +23,9 @@ def points_of(axes):
     found = {}
     for handle, label in zip(handles, labels, strict=True):
         line = handle[0] if isinstance(handle, tuple) else handle
+        # A band has no points.
+        if not hasattr(line, "get_xydata"):
+            continue
         found[label] = np.asarray(line.get_xydata()).tolist()
     return found
 
