@@ -1,8 +1,10 @@
 """The benchmark: its counts, its claims, its file of records, and what it says of bad input."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
+import types as types_
 
 import numpy as np
 import pytest
@@ -374,20 +376,19 @@ def test_the_binary_sweeps_contexts_and_lengths(call, prompts, tmp_path):
     assert json.loads(output.splitlines()[-1])["left_out"] == 0
 
 
-def test_paces_are_of_rows():
-    """Rows of one step share its seconds, and spread them over unlike numbers of tokens."""
+def test_paces_are_of_rows(monkeypatch):
+    """Every step takes a second, which each row spreads over the tokens that it got."""
+    ticks = types_.SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(benchmark_turn, "time", ticks)
     bundle = targets.tiny()
     decoder = methods.parse(DRAWN).decoder(bundle)
     rows = [bundle.chat(text) for text in ("What is a river?", "Sing.")]
     asked = benchmark_turn.options(rows, 0.8, 12, 0)
-    side = benchmark_turn.Conversation(DRAWN, decoder, None, rows, rows)
-    once, _ = side.decode(asked)
+    once, _ = benchmark_turn.Conversation(DRAWN, decoder, None, rows, rows).decode(asked)
     assert [len(gaps) for gaps in once.gaps] == [len(answer) for answer in once.answers]
-    first, second = (
-        {round(gap * steps, 9) for gap in gaps for steps in (1, 2, 3)} for gaps in once.gaps
-    )
-    # Every step that both rows were in took as long for one as for the other.
-    assert len(first & second) >= 3
+    assert max(len(set(gaps)) for gaps in once.gaps) > 1
+    for gaps, steps in zip(once.gaps, once.counts.target_steps, strict=True):
+        assert sum(gaps) == pytest.approx(int(steps))
 
 
 def test_methods_are_read_as_they_are_written():
