@@ -10,6 +10,7 @@ log holds texts, acceptance is scored on them; otherwise on answers to the built
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -359,15 +360,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-
-    def made() -> dict[str, Any]:
-        config = config_from_flags()
-        outputs.check(None, binary.PLOTS.value)
-        report = run(config)
-        if binary.PLOTS.value is not None:
-            outputs.draw(binary.PLOTS.value, pictures(report))
-        return report
-
+    made = functools.partial(outputs.illustrated, config_from_flags, run, pictures)
     binary.report(argv, made, table, _TAKES)
 
 

@@ -3,13 +3,16 @@
 import importlib.util
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from experiments import binary
 from specjax.analysis import plots
 from specjax.training import folders
 
-__all__ = ["check", "draw", "write"]
+__all__ = ["check", "draw", "illustrated", "write"]
+
+_Config = TypeVar("_Config")
 
 
 def check(report: str | None, pictures: str | None) -> None:
@@ -34,6 +37,26 @@ def check(report: str | None, pictures: str | None) -> None:
                 pathlib.Path(path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--{name}: {path} cannot be made: {error}") from error
+
+
+def illustrated(
+    configure: Callable[[], _Config],
+    run: Callable[[_Config], dict[str, Any]],
+    pictures: Callable[[dict[str, Any]], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The report of a run, drawn where --plots asks for it.
+
+    Args:
+      configure: reads the other flags.
+      run: measures.
+      pictures: axes by name, of a report.
+    """
+    config = configure()
+    check(None, binary.PLOTS.value)
+    report = run(config)
+    if binary.PLOTS.value is not None:
+        draw(binary.PLOTS.value, pictures(report))
+    return report
 
 
 def draw(

@@ -15,6 +15,7 @@ hold. Every text is a line of --out as soon as it is scored, and a run that was 
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -301,15 +302,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-
-    def made() -> dict[str, Any]:
-        config = config_from_flags()
-        outputs.check(None, binary.PLOTS.value)
-        report = run(config)
-        if binary.PLOTS.value is not None:
-            outputs.draw(binary.PLOTS.value, pictures(report))
-        return report
-
+    made = functools.partial(outputs.illustrated, config_from_flags, run, pictures)
     binary.report(argv, made, table, _TAKES)
 
 

@@ -8,6 +8,7 @@ is then decoded, in turn with plain decoding, on the other half.
 """
 
 import dataclasses
+import functools
 import statistics as medians
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -319,15 +320,7 @@ def config_from_flags() -> Config:
 
 def main(argv: list[str]) -> None:
     """Runs what the flags ask for; bad input ends in one line and exit code 2."""
-
-    def made() -> dict[str, Any]:
-        config = config_from_flags()
-        outputs.check(None, binary.PLOTS.value)
-        report = run(config)
-        if binary.PLOTS.value is not None:
-            outputs.draw(binary.PLOTS.value, pictures(report))
-        return report
-
+    made = functools.partial(outputs.illustrated, config_from_flags, run, pictures)
     binary.report(argv, made, table, _TAKES)
 
 
