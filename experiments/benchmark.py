@@ -50,19 +50,22 @@ _TAKES = binary.takes(
 )
 _GROUPS = flags.DEFINE_list("groups", [], "Groups of prompts; default all.")
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0"], "0 is greedy.")
-# Of passes whose cost is measured in any case, besides those that methods make.
-_WIDTHS = (1, 2, 4, 8, 16)
-# What stands around the notes, in tokens, and some more.
-_AROUND_NOTES = 32
 _LENGTHS = flags.DEFINE_list("lengths", ["128"], "Longest answers, in tokens.")
 _CONTEXTS = flags.DEFINE_list(
     "contexts", ["0"], "Tokens of other text before every question, about."
 )
+# Of passes whose cost is measured in any case, besides those that methods make.
+_WIDTHS = (1, 2, 4, 8, 16)
+# What stands around the notes, in tokens, and some more.
+_AROUND_NOTES = 32
+
+# Capacity and temperature of a row; nothing of a batch.
+_PricedBy = tuple[int, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run, as the flags give it."""
+    """One run, as the flags give it; `is_predicted`: whether steps are timed, for predictions."""
 
     model: str
     dtype: str
@@ -78,6 +81,7 @@ class Config:
     repeats: int
     seed: int
     out: str | None = None
+    is_predicted: bool = True
 
     def __post_init__(self):
         for name in ("batches", "lengths", "contexts", "temperatures"):
@@ -137,13 +141,15 @@ def run(
         made = records.open_file(
             config.out, header, lambda unit: len(unit) == len(every) * unit[0]["turns"]
         )
-    units, tasks, left_out = _tasks(config, bundle, prompts, {record["unit"] for record in made})
+    capacities, tasks, left_out = _tasks(
+        config, bundle, prompts, {record["unit"] for record in made}
+    )
     # A file may hold what is not asked for now.
-    made = [record for record in made if record["unit"] in units]
+    made = [record for record in made if record["unit"] in capacities]
     if made:
         found = len({record["unit"] for record in made})
-        print(f"{config.out} holds {found} of {len(units)} prompts already", file=sys.stderr)
-    if not units:
+        print(f"{config.out} holds {found} of {len(capacities)} prompts already", file=sys.stderr)
+    if not capacities:
         raise ValueError(
             f"no prompt is left to measure: {left_out} have more than "
             f"--longest_prompt={config.longest_prompt} tokens, or do not fit the model's context"
@@ -153,17 +159,17 @@ def run(
     shared = {"dtype": config.dtype, "device": header["device"], "versions": header["versions"]}
     shared |= {"commit": binary.commit()}
     warm: dict[tuple, int | None] = {}
-    prices: dict[tuple[int, int, float], dict[str, benchmark_record.Price]] = {}
+    prices = _known_prices(config, made, capacities)
     with binary.Progress(f"{len(every)} methods on {len(tasks)} batches of prompts") as progress:
         for done, task in enumerate(tasks, start=1):
             at = _priced_by(task)
-            if at not in prices:
-                progress.say(f"compiling for {task.capacity} tokens, and measuring steps")
+            if config.is_predicted and at is not None and at not in prices:
+                progress.say(f"measuring steps of {task.capacity} tokens")
                 prices[at] = prices_of(
                     config, bundle, [one for one in tasks if _priced_by(one) == at]
                 )
             found = benchmark_run.measured(
-                bundle, decoders, task, config.repeats, config.seed, warm, prices[at]
+                bundle, decoders, task, config.repeats, config.seed, warm, prices.get(at, {})
             )
             some = [
                 {"unit": unit_of(record), **record, "settings": told[record["method"]], **shared}
@@ -179,7 +185,7 @@ def run(
 def prices_of(
     config: Config, bundle: checkpoints.Bundle, tasks: Sequence[benchmark_turn.Task]
 ) -> dict[str, benchmark_record.Price]:
-    """What a step of every method costs here, for tasks of one batch, capacity and temperature.
+    """What a row's step costs here, by method and at the median fill of such tasks.
 
     Lengths that are chosen on the way have no price.
     """
@@ -187,14 +193,12 @@ def prices_of(
         str(asked): asked for asked in config.methods if asked.settings.draft_length != "auto"
     }
     drafts = {name: asked.unstopping(bundle) for name, asked in priced.items()}
-    own = {w for drafter in drafts.values() for w in decoding.pass_widths(drafter.nodes)}
     fills = [len(task.first[0]) + task.max_new_tokens // 2 for task in tasks]
     costs, _ = step_costs.of_all(
         bundle.target,
         drafts,
         fill=int(medians.median(fills)),
-        batch=tasks[0].batch,
-        widths=sorted({*_WIDTHS, *own}),
+        widths=_WIDTHS,
         temperature=tasks[0].temperature,
     )
     return {
@@ -202,9 +206,23 @@ def prices_of(
     }
 
 
-def _priced_by(task: benchmark_turn.Task) -> tuple[int, int, float]:
-    """What a step's cost hangs on; tasks that share it are measured at their median fill."""
-    return task.batch, task.capacity, task.temperature
+def _known_prices(
+    config: Config, records: Sequence[Mapping[str, Any]], capacities: Mapping[str, int]
+) -> dict[_PricedBy, dict[str, benchmark_record.Price]]:
+    """What an earlier start measured, as its records hold it."""
+    stops = {str(asked): asked.stops for asked in config.methods}
+    found: dict[_PricedBy, dict[str, benchmark_record.Price]] = {}
+    for record in records:
+        if record["cost"] is not None:
+            at, method = (capacities[record["unit"]], record["temperature"]), record["method"]
+            price = benchmark_record.Price(decoding.Cost.read(record["cost"]), stops[method])
+            found.setdefault(at, {})[method] = price
+    return found
+
+
+def _priced_by(task: benchmark_turn.Task) -> _PricedBy:
+    """What a row's step costs by; None in a batch, where no row tells what a step takes."""
+    return (task.capacity, task.temperature) if task.batch == 1 else None
 
 
 def unit_of(record: Mapping[str, Any]) -> str:
@@ -218,9 +236,9 @@ def _tasks(
     bundle: checkpoints.Bundle,
     prompts: Sequence[prompt_files.Prompt],
     done: set[str],
-) -> tuple[set[str], list[benchmark_turn.Task], int]:
-    """All units, what is left to do of them, and how many prompts do not fit, somewhere or all."""
-    units, tasks, left_out = set(), [], set()
+) -> tuple[dict[str, int], list[benchmark_turn.Task], int]:
+    """Every unit's capacity, what is left to do, and how many prompts do not fit, somewhere."""
+    capacities, tasks, left_out = {}, [], set()
     limit = bundle.target.context_length or math.inf
     if max(config.contexts) > limit:
         raise ValueError(
@@ -246,7 +264,7 @@ def _tasks(
                 fitting.setdefault((len(prompt.turns), size), []).append(prompt)
         for size, some in _pools(fitting, batch):
             named = {unit_of({"prompt": one.key, "batch": batch, **cell}): one for one in some}
-            units |= named.keys()
+            capacities |= dict.fromkeys(named, size)
             waiting = [one for unit, one in named.items() if unit not in done]
             for start in range(0, len(waiting), batch):
                 new = waiting[start : start + batch]
@@ -254,7 +272,7 @@ def _tasks(
                 rows = (*new, *company)
                 tokens = tuple(first[context, length, prompt.key] for prompt in rows)
                 tasks.append(benchmark_turn.Task(rows, tokens, new=len(new), capacity=size, **cell))
-    return units, tasks, len(left_out)
+    return capacities, tasks, len(left_out)
 
 
 def _pools(

@@ -84,7 +84,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     measured = [row for row in rows if row["cost"] is not None and row["overlap"] is not None]
     if measured:
         dearest = max(measured, key=lambda row: row["cost"]["draft"])
-        cost = decoding.Cost(**dearest["cost"])
+        cost = decoding.Cost.read(dearest["cost"])
         costs[f"measured v, c = {cost.draft:.2f}"] = cost
     return {
         name: (_RATES, [cost_model.best(rate, cost).speedup for rate in _RATES])

@@ -361,7 +361,7 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if row["overlap"] is not None or (row["drafting"] or 0.0) > _OFTEN
         }
         if points:
-            cost = own[0]["cost"] and decoding.Cost(**own[0]["cost"])
+            cost = own[0]["cost"] and decoding.Cost.read(own[0]["cost"])
             lines += [f"What practitioners quote, beside {method} ({practice.READ}):", ""]
             lines += [practice.markdown(practice.compare(cost, points)), ""]
     return lines

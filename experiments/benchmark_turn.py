@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import measure, methods, prompt_files
+from experiments import loop_program, methods, prompt_files
 from specjax import checkpoints, decoding, types
 
 __all__ = ["Conversation", "Task", "Timed", "capacity_of", "compiled", "hash_of", "options"]
@@ -180,7 +180,7 @@ def compiled(
         short = asked | {"max_new_tokens": 2}
         request, state, _ = side.start(short)
         decoder = side.decoder
-        warm[shape] = measure.peak_bytes(
+        warm[shape] = loop_program.peak_bytes(
             decoder.target, decoder.drafter, request, state, decoder.rule
         )
         decoder.warm([row[-2:] for row in side.rows], short)

@@ -7,7 +7,6 @@ it computed, so that nothing large is fetched and nothing can be dropped.
 
 import dataclasses
 import functools
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -23,16 +22,15 @@ __all__ = [
     "Seconds",
     "Variant",
     "bandwidth_forms",
+    "begin",
     "copying_prompt",
     "first_token",
     "forward",
     "interleave",
     "loop",
     "matmul",
-    "peak_bytes",
     "proposal",
     "read_size",
-    "start_program",
     "steps",
     "verifications",
 ]
@@ -76,7 +74,7 @@ def interleave(
     At every turn a variant first runs off the clock for a while: a wide pass leaves the cores at a
     lower rate for some 50 milliseconds, and the next would pay for it. A small part finds its
     arguments in the caches then, as it does after the pass that made them; what it does not find
-    there in a loop counts as the loop's overhead.
+    there in a loop counts as the loop's overhead. A run of ten times that while needs none of it.
 
     Args:
       variants: by name.
@@ -87,11 +85,13 @@ def interleave(
     for variant in variants.values():
         _run(variant)
     once = [_run(variant) for variant in variants.values()]
-    expect(repeats * (sum(once) + sum(max(settling, seconds) for seconds in once)))
+    settles = [seconds < 10 * settling for seconds in once]
+    settled_once = [need * max(settling, s) for need, s in zip(settles, once, strict=True)]
+    expect(repeats * (sum(once) + sum(settled_once)))
     taken: dict[_Name, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
-        for name, variant in variants.items():
-            settled = time.perf_counter() + settling
+        for (name, variant), need in zip(variants.items(), settles, strict=True):
+            settled = time.perf_counter() + need * settling
             while time.perf_counter() < settled:
                 _run(variant)
             taken[name].append(_run(variant) / variant.times)
@@ -140,7 +140,12 @@ def matmul(side: int) -> Variant:
 
 
 def forward(
-    model: types.LanguageModel, count: int, fill: int, cache: Any, tree: trees.Tree | None = None
+    model: types.LanguageModel,
+    count: int,
+    fill: int,
+    cache: Any,
+    tree: trees.Tree | None = None,
+    passes: int = _PASSES,
 ) -> Variant:
     """A pass over `count` new tokens, down to the most probable token after each.
 
@@ -153,13 +158,14 @@ def forward(
       fill: committed tokens, int.
       cache: of any rows; what it holds does not matter, and its length is replaced.
       tree: how the new tokens hang together; None is a chain.
+      passes: in the program.
     """
     batch = cache.length.shape[0]
     drawn = np.random.default_rng(0).integers(0, model.vocab_size, (batch, count))
     tokens = jnp.asarray(drawn, jnp.int32)
     cache = dataclasses.replace(cache, length=jnp.full((batch,), fill, jnp.int32))
-    run = functools.partial(_forward, model, tokens, cache, tree, _PASSES)
-    return Variant(run, times=_PASSES)
+    run = functools.partial(_forward, model, tokens, cache, tree, passes)
+    return Variant(run, times=passes)
 
 
 @jax.jit
@@ -182,16 +188,27 @@ def copying_prompt(vocab_size: int, length: int) -> list[int]:
     return np.resize(pattern, length).tolist()
 
 
-def proposal(
+def begin(
     target: types.LanguageModel,
     drafter: types.Drafter,
     prompt: Sequence[int],
     batch: int = 1,
     temperature: float = 0.0,
+    passes: int = _PASSES,
+) -> tuple[decoding.Request, decoding.DecodeState]:
+    """The prompt in so many rows run through both models, with room for so many steps."""
+    longest, asked = passes * (drafter.nodes + 1), types.Sampling(temperature)
+    options = {"max_new_tokens": longest, "sampling": asked, "eos": ()}
+    return decoding.init(target, drafter, [prompt] * batch, **options)
+
+
+def proposal(
+    target: types.LanguageModel,
+    drafter: types.Drafter,
+    request: decoding.Request,
+    state: decoding.DecodeState,
 ) -> Variant:
-    """One draft after the prompt, in so many rows."""
-    asked = types.Sampling(temperature)
-    request, state = decoding.init(target, drafter, [prompt] * batch, sampling=asked, eos=())
+    """One draft after a prompt."""
     return Variant(functools.partial(_propose, target, drafter, request, state))
 
 
@@ -208,27 +225,24 @@ def _propose(target, drafter, request, state):
 def steps(
     target: types.LanguageModel,
     drafter: types.Drafter,
-    prompt: Sequence[int],
-    batch: int = 1,
-    temperature: float = 0.0,
+    request: decoding.Request,
+    state: decoding.DecodeState,
+    passes: int = _PASSES,
 ) -> Variant:
-    """Steps of the compiled loop after the prompt: a draft, its pass, and all the rest.
+    """Steps of the compiled loop after a prompt, several in one program, as in `forward`.
 
-    As many in one program as `forward` has passes, of so many rows.
+    A step is a draft, its pass, and all the rest.
     """
-    longest, asked = _PASSES * (drafter.nodes + 1), types.Sampling(temperature)
-    options = {"max_new_tokens": longest, "sampling": asked, "eos": ()}
-    request, state = decoding.init(target, drafter, [prompt] * batch, **options)
 
     def copied():
         # The loop consumes its state.
         return (jax.tree.map(jnp.copy, state),)
 
     def run(state):
-        state, counts = decoding.advance(target, drafter, request, state, steps=_PASSES)
+        state, counts = decoding.advance(target, drafter, request, state, steps=passes)
         return state.length, counts
 
-    return Variant(run, copied, _PASSES)
+    return Variant(run, copied, passes)
 
 
 def verifications(
@@ -355,63 +369,3 @@ def first_token(
         return decoding.decode(target, drafter, request, state).tokens
 
     return Variant(run)
-
-
-def start_program(
-    target: types.LanguageModel, drafter: types.Drafter, prompt: Sequence[int]
-) -> dict[str, Any]:
-    """What the loop's program costs before it runs, and the memory that it takes.
-
-    Returns:
-      `trace_seconds`, `lower_seconds`, `compile_seconds`; `temporary_bytes`, `argument_bytes` and
-      `program_bytes`, None where the backend does not tell.
-    """
-    request, state = decoding.init(target, drafter, [prompt], eos=())
-    times = [time.perf_counter()]
-    traced = _traced(target, drafter, request, state, decoding.rule_for(target, drafter))
-    times.append(time.perf_counter())
-    lowered = traced.lower()
-    times.append(time.perf_counter())
-    compiled = lowered.compile()
-    times.append(time.perf_counter())
-    trace, lower, build = (after - before for before, after in itertools.pairwise(times))
-    memory = compiled.memory_analysis()
-    names = {
-        "temporary_bytes": "temp_size_in_bytes",
-        "argument_bytes": "argument_size_in_bytes",
-        "program_bytes": "generated_code_size_in_bytes",
-    }
-    return {
-        "trace_seconds": trace,
-        "lower_seconds": lower,
-        "compile_seconds": build,
-        **{name: getattr(memory, attribute, None) for name, attribute in names.items()},
-    }
-
-
-def peak_bytes(
-    target: types.LanguageModel,
-    drafter: types.Drafter,
-    request: decoding.Request,
-    state: decoding.DecodeState,
-    rule: types.VerificationRule,
-) -> int | None:
-    """What the loop's program holds: weights, caches and text, and its temporaries.
-
-    What two models share counts once. None where the backend does not tell.
-    """
-    memory = _traced(target, drafter, request, state, rule).lower().compile().memory_analysis()
-    held = {id(leaf): leaf for leaf in jax.tree.leaves((target, drafter, request, state))}
-    if memory is None:
-        return None
-    return memory.temp_size_in_bytes + sum(leaf.nbytes for leaf in held.values())
-
-
-def _traced(target, drafter, request, state, rule) -> Any:
-    """The loop's program, traced; nothing is consumed."""
-    depth = decoding.form_of(target, drafter, rule).depth
-    counts = decoding.no_statistics(state.length.shape[0], depth, drafter.nodes)
-    program = jax.jit(
-        decoding.run, static_argnames=("rule",), donate_argnames=("state", "statistics")
-    )
-    return program.trace(target, drafter, request, state, counts, jnp.int32(1), rule=rule)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import compilation, floors, measure
+from experiments import compilation, floors, loop_program, measure
 from specjax import checkpoints, decoding, trees, types
 
 __all__ = ["QUICK", "Config", "Job"]
@@ -200,7 +200,8 @@ class Job:
             for name, model in (("target step", self.target), ("draft step", draft_model))
         }
         for name, drafter in self.drafters.items():
-            variants[name] = measure.proposal(self.target, drafter, self.prompt)
+            begun = measure.begin(self.target, drafter, self.prompt)
+            variants[name] = measure.proposal(self.target, drafter, *begun)
         times = self.time(variants)
         step = times["target step"].median
         return {
@@ -283,7 +284,7 @@ class Job:
 
     def program(self) -> dict[str, Any]:
         with compilation.without_kept_programs():
-            return measure.start_program(self.target, self.drafters["prompt_lookup"], self.prompt)
+            return loop_program.start(self.target, self.drafters["prompt_lookup"], self.prompt)
 
 
 def _rate(amount: float, seconds: measure.Seconds) -> dict[str, float]:

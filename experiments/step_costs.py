@@ -11,11 +11,13 @@ from specjax import decoding, types
 
 __all__ = ["FILL", "LENGTHS", "WIDTHS", "measured", "of_all"]
 
-# Draft lengths to choose among, and the widths that they ask for; between them a line is drawn.
+# Draft lengths to choose among, and widths that tell their passes; between them a line is drawn.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8)
-WIDTHS = (1, *(length + 1 for length in LENGTHS))
+WIDTHS = (1, 2, 4, 6, 9)
 FILL = 160
 _REPEATS = 5
+# Steps of one row that are timed together, so that a run takes a while; of more rows fewer.
+_STEPS = 4
 
 _Name = TypeVar("_Name", bound=Hashable)
 
@@ -34,7 +36,10 @@ def of_all(
     widths: Sequence[int] = WIDTHS,
     temperature: float = 0.0,
 ) -> tuple[dict[_Name, decoding.Cost], float]:
-    """Measures, in turn, passes of several widths, drafts and whole steps; takes some seconds.
+    """Measures, in turn, passes of several widths, drafts and whole steps.
+
+    It takes some two seconds for every width, six for every drafter, and longer the first time,
+    when all of it is compiled, and behind a long fill, which is prefilled for every drafter.
 
     A wider pass is held to cost no less than a narrower one (by isotonic regression): what says
     otherwise is noise, and a choice among lengths would fall for it. What a drafter's step takes
@@ -48,7 +53,7 @@ def of_all(
       repeats: rounds.
       fill: committed tokens behind which all is measured; fewer where the context is short.
       batch: rows; all costs are of a batch, in plain steps of that batch.
-      widths: of passes to measure, besides one token and each drafter's longest draft.
+      widths: of passes to measure, besides those of the drafters' loops.
       temperature: at which is drafted, verified and drawn: above 0 each takes a law of the whole
         vocabulary.
 
@@ -56,16 +61,21 @@ def of_all(
       The costs by name, in plain steps, and the seconds of a plain step.
     """
     fill = min(fill, (target.context_length or 2 * fill) // 2)
-    measured_widths = sorted({1, *widths, *(drafter.nodes + 1 for drafter in drafts.values())})
+    own = {w for drafter in drafts.values() for w in decoding.pass_widths(drafter.nodes)}
+    measured_widths = sorted({1, *widths, *own})
     cache = target.init_cache(batch, fill + max(measured_widths))
     prompt = measure.copying_prompt(target.vocab_size, fill)
+    count = max(_STEPS // batch, 1)
     variants: dict[Any, measure.Variant] = {
-        width: measure.forward(target, width, fill, cache) for width in measured_widths
+        width: measure.forward(target, width, fill, cache, passes=count)
+        for width in measured_widths
     }
-    variants["plain"] = measure.steps(target, decoding.NOTHING, prompt, batch, temperature)
+    begun = measure.begin(target, decoding.NOTHING, prompt, batch, temperature, count)
+    variants["plain"] = measure.steps(target, decoding.NOTHING, *begun, count)
     for name, drafter in drafts.items():
-        variants["draft", name] = measure.proposal(target, drafter, prompt, batch, temperature)
-        variants["step", name] = measure.steps(target, drafter, prompt, batch, temperature)
+        begun = measure.begin(target, drafter, prompt, batch, temperature, count)
+        variants["draft", name] = measure.proposal(target, drafter, *begun)
+        variants["step", name] = measure.steps(target, drafter, *begun, count)
     found = measure.interleave(variants, repeats)
     risen = optimize.isotonic_regression([found[width].median for width in measured_widths]).x
     plain = found["plain"].median

@@ -224,6 +224,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
             contexts=(0,),
             repeats=config.repeats,
             seed=config.seed,
+            is_predicted=False,
         ),
         bundle,
         held,

@@ -294,34 +294,41 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
     assert [row["tau"] for row in whole["rows"]] == [row["tau"] for row in report["rows"]]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--methods=nothing"], "unknown method 'nothing'"),
-        (["--methods=draft speed=3"], "'speed=3' is no setting"),
-        (["--methods=prompt_lookup draft_length=x"], "'prompt_lookup draft_length=x'"),
-        (["--methods=prompt_lookup rule=nothing"], "nothing"),
-        (["--methods=plain"], "plain decoding always runs"),
-        (["--methods=plain rule=match"], "plain decoding always runs"),
-        (["--methods=tree greedy_draft=yes"], "greedy_draft=yes: write True or False"),
-        (["--methods=prompt_lookup draft_length=auto", "--batches=1,2"], "goes by the costs of"),
-        (["--methods=prompt_lookup", "--methods=prompt_lookup"], "give each once"),
-        (["--groups=nowhere"], "unknown group 'nowhere'; the prompts' are code"),
-        (["--batches=99"], "--batches=99 needs as many prompts of 1 turns, and there are 6"),
-        (["--batches=0"], "--batches=0: give some, each once and at least 1"),
-        (["--lengths=8,8"], "--lengths=8,8"),
-        (["--temperatures=hot"], "--temperatures=hot must be numbers"),
-        (["--temperatures=-1"], "--temperatures=-1"),
-        (["--longest_prompt=3"], "no prompt is left to measure"),
-        (["--contexts=900000"], "more than the model's context of 2048"),
-        (["--stop=never"], "--stop means nothing to this command"),
-    ],
-)
-def test_bad_input_ends_in_one_line(call, flags, message):
-    own = any("--methods" in flag for flag in flags)
-    given = [flag for flag in FLAGS if not (own and "--methods" in flag)]
-    code, _, error = call(benchmark, *given, "--count=1", *flags)
-    assert code == 2 and message in error.splitlines()[-1]
+def test_steps_are_timed_where_they_predict_and_once(made, tmp_path, monkeypatch):
+    """A row's, at each temperature; what another start measured stands in its records."""
+    config, _, held = made
+    out, asked, used = tmp_path / "records.jsonl", [], []
+    config = dataclasses.replace(config, out=str(out))
+    prices = {str(one): benchmark_record.Price(COST, one.stops) for one in config.methods}
+
+    def prices_of(_, bundle, tasks):
+        asked.append({(task.batch, task.capacity, task.temperature) for task in tasks})
+        return prices
+
+    def remembered(bundle, decoders, task, *_rest):
+        used.append((task.batch, _rest[-1]))
+        units = [
+            benchmark.unit_of({"prompt": p.key, **task.cell}) for p in task.prompts[: task.new]
+        ]
+        return [r for r in held if r["unit"] in units]
+
+    monkeypatch.setattr(benchmark, "prices_of", prices_of)
+    monkeypatch.setattr(benchmark_run, "measured", remembered)
+    benchmark.run(config, targets.tiny())
+    assert asked == [{(1, 512, 0.0)}, {(1, 512, 0.8)}]
+    assert all(given == (prices if batch == 1 else {}) for batch, given in used)
+    # The last prompt in each temperature is left to do.
+    lines = out.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line).get("question_id") != 2]
+    out.write_text("\n".join(kept) + "\n")
+    asked.clear()
+    used.clear()
+    benchmark.run(config, targets.tiny())
+    assert not asked and [batch for batch, _ in used] == [1, 1, 2, 2]
+    assert all(given == prices for batch, given in used if batch == 1)
+    out.unlink()
+    benchmark.run(dataclasses.replace(config, is_predicted=False), targets.tiny())
+    assert not asked and not any(given for _, given in used[4:])
 
 
 def test_a_file_of_something_else_is_refused(call, made, prompts, tmp_path):
@@ -347,33 +354,6 @@ def test_a_file_of_something_else_is_refused(call, made, prompts, tmp_path):
     assert "line 2" in refused(json.dumps(header) + "\n{}\n")
     assert "line 1" in refused("no record\n")
     assert "is empty" in refused("")
-
-
-def test_the_binary_sweeps_contexts_and_lengths(call, prompts, tmp_path):
-    """In earnest: costs are measured, in another dtype, and all is written."""
-    pytest.importorskip("matplotlib")
-    where = [f"--out={tmp_path}/r.jsonl", f"--report={tmp_path}/r.md", f"--plots={tmp_path}"]
-    sweep = ["--contexts=0,64", "--lengths=4,8", "--dtype=bfloat16"]
-    asked = ["--model=tiny", f"--methods={LOOKUP}", "--groups=rivers", f"--prompts={prompts}"]
-    code, output, errors = call(benchmark, *asked, *sweep, *where, "--json", "--compilation_cache=")
-    assert code == 0, errors
-    header, held = records.read(tmp_path / "r.jsonl")
-    assert header["dtype"] == "bfloat16" and header["machine"].endswith(" cores")
-    rows = {(r["context"], r["max_new_tokens"]): r for r in held if r["question_id"] == 1}
-    assert len(held) == 2 * 2 * 4 and len(rows) == 4
-    for (context, length), record in rows.items():
-        assert record["new_tokens"] <= length
-        longer = record["text_tokens"] - rows[0, 4]["text_tokens"]
-        # And what stands around the notes.
-        assert longer == 0 if not context else 64 <= longer < 200
-    lookups = [record for record in held if record["method"] == LOOKUP]
-    assert all(record["cost"]["passes"][-1][0] == 16 for record in lookups)
-    assert all(record["predicted_speedup"] > 0 for record in lookups)
-    told = (tmp_path / "r.md").read_text()
-    assert "8 new tokens, context 64" in told and "Furthest from what was predicted" in told
-    pictures = {path.stem for path in tmp_path.glob("*.png")}
-    assert pictures >= {"speedup_by_context", "speedup_by_max_new_tokens"}
-    assert json.loads(output.splitlines()[-1])["left_out"] == 0
 
 
 def test_paces_are_of_rows(monkeypatch):

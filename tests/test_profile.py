@@ -1,6 +1,7 @@
 """The profile: floors as counted by hand, a report that is whole, and bad input in one line."""
 
 import dataclasses
+import functools
 import json
 import logging
 import types as python_types
@@ -144,6 +145,21 @@ def test_variants_run_before_they_are_timed():
     variant = measure.Variant(lambda: runs.append(0))
     measure.interleave({"one": variant}, 2, settling=0.01)
     assert len(runs) > 2 + 2 * 2
+
+
+def test_long_variants_need_no_settling(monkeypatch):
+    clock, runs = [0.0], {0.05: 0, 0.5: 0}
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def run(seconds):
+        clock[0] += seconds
+        runs[seconds] += 1
+
+    told = []
+    variants = {seconds: measure.Variant(functools.partial(run, seconds)) for seconds in runs}
+    measure.interleave(variants, 3, told.append, settling=0.04)
+    assert runs == {0.05: 2 + 3 * 2, 0.5: 2 + 3}
+    assert told[0] == pytest.approx(3 * (2 * 0.05 + 0.5))
 
 
 def test_seconds_are_those_of_one_time(monkeypatch):

@@ -56,6 +56,12 @@ class Cost:
         if self.draft < 0 or self.overhead < 0 or min(cost for _, cost in self.passes) <= 0:
             raise ValueError(f"{self}: a cost must not be below 0")
 
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "Cost":
+        """What `dataclasses.asdict` told, as it comes out of JSON."""
+        passes = tuple((int(width), float(cost)) for width, cost in told["passes"])
+        return cls(told["draft"], passes, told["overhead"])
+
     def of_pass(self, width: int) -> float:
         """v(T), a pass of the target over T tokens."""
         if len(self.passes) == 1:
