@@ -9,6 +9,7 @@ run that was stopped goes on after it.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -161,12 +162,14 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
         made = [record for record in made if record["unit"] in keys]
     done = {record["unit"] for record in made}
     waiting = [(prompt, bundle.chat(prompt.asked())) for prompt in chosen if prompt.key not in done]
-    left_out = [prompt for prompt, tokens in waiting if len(tokens) > config.longest_prompt]
-    waiting = [asked for asked in waiting if len(asked[1]) <= config.longest_prompt]
+    room = (bundle.target.context_length or math.inf) - config.max_new_tokens
+    longest = min(config.longest_prompt, room)
+    left_out = [prompt for prompt, tokens in waiting if len(tokens) > longest]
+    waiting = [asked for asked in waiting if len(asked[1]) <= longest]
     if not waiting and not made:
         raise ValueError(
-            f"all {len(left_out)} prompts have more than --longest_prompt={config.longest_prompt} "
-            "tokens"
+            f"all {len(left_out)} prompts have more than {longest} tokens, by --longest_prompt or "
+            "the model's context"
         )
     # Prompts of one capacity follow each other: few programs, and batches of like lengths.
     waiting.sort(key=lambda asked: len(asked[1]))

@@ -46,7 +46,7 @@ _SIZES = (1, 2, 4, 8, 16, 32)
 # Of a log, spread over it: scoring takes a second or so each.
 _TEXTS = 16
 _SHARE = 0.95
-_PREFILLED = 256
+_PREFILLED, _PREFILLS = 256, 5
 # What practitioners say: sure below, marginal above.
 _SURE, _MARGINAL = 8, 32
 _HARDLY = 1.1
@@ -93,6 +93,11 @@ class Config:
 _Choice = tuple[methods.Asked, tuning.Option]
 
 
+def _name(choice: _Choice | None) -> tuple[methods.Asked, int] | None:
+    """What a choice is at any batch: its promise is another at each."""
+    return choice and (choice[0], choice[1].length)
+
+
 @dataclasses.dataclass(frozen=True)
 class AtBatch:
     """What a batch size costs and promises.
@@ -119,10 +124,8 @@ class AtBatch:
         """Of a method and draft length, at this size; 1 for plain decoding."""
         if choice is None:
             return 1.0
-        wanted = (choice[0], choice[1].length)
-        return next(
-            option.speedup for asked, option in self.choices if (asked, option.length) == wanted
-        )
+        wanted = _name(choice)
+        return next(one[1].speedup for one in self.choices if _name(one) == wanted)
 
 
 def at_batch(
@@ -201,11 +204,13 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     scores = tune.scored(bundle, texts, config.tuned())
     fill = int(np.median([one.prompt_tokens + one.new_tokens / 2 for one in requests]))
     rows = [at_batch(bundle, scores, batch, fill, config.temperature) for batch in config.batches]
-    plain = _shared(bundle, requests, rows, None)
+    prefills = _prefills(bundle, [None, *(row.best for row in rows)])
+    shared = functools.partial(_shared, requests, rows, prefills)
+    plain = shared(None)
     concurrency = plain.concurrency(_SHARE)
     chosen = next((row for row in rows if row.batch >= concurrency), rows[-1])
     # One method for all the log: what changed it with every arrival, nobody runs.
-    advised = plain if chosen.best is None else _shared(bundle, requests, rows, chosen.best)
+    advised = shared(chosen.best)
     return {
         "requests": len(requests),
         "temperature": config.temperature,
@@ -229,16 +234,29 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     }
 
 
+def _prefills(
+    bundle: checkpoints.Bundle, choices: Sequence[_Choice | None]
+) -> dict[tuple[methods.Asked, int] | None, float]:
+    """Seconds of a prompt's token on its way through the models of every choice, in turn."""
+    length = min(_PREFILLED, (bundle.target.context_length or 2 * _PREFILLED) // 2)
+    prompt = measure.copying_prompt(bundle.target.vocab_size, length)
+    drafters = {_name(choice): _drafter(bundle, choice) for choice in choices}
+    variants = {
+        name: measure.first_token(bundle.target, drafter, prompt, steps=0)
+        for name, drafter in drafters.items()
+    }
+    found = measure.interleave(variants, _PREFILLS)
+    return {name: seconds.median / length for name, seconds in found.items()}
+
+
 def _shared(
-    bundle: checkpoints.Bundle,
     requests: Sequence[logs.Request],
     rows: Sequence[AtBatch],
+    prefills: Mapping[tuple[methods.Asked, int] | None, float],
     choice: _Choice | None,
 ) -> serving.Timeline:
     """The log's requests on this machine, all answered by one method."""
-    prompt = measure.copying_prompt(bundle.target.vocab_size, _PREFILLED)
-    variant = measure.first_token(bundle.target, _drafter(bundle, choice), prompt, steps=0)
-    prefill = measure.interleave({"": variant}, 3)[""].median / _PREFILLED
+    prefill = prefills[_name(choice)]
     return serving.share(
         [request.arrival for request in requests],
         [prefill * request.prompt_tokens for request in requests],
@@ -282,13 +300,13 @@ def table(report: dict[str, Any]) -> str:
     whose = "the log's" if report["own_texts"] else "the built-in prompts'"
     lines = [
         f"{report['requests']} requests; acceptance of {report['texts']} of {whose} texts",
-        f"{'batch':>5}{'plain step':>13}{'v(4)':>7}{'speedup':>9}{'memory':>10}  best",
+        f"{'batch':>5}{'plain step':>13}{'v(4)':>7}{'speedup':>9}{'weights, caches':>17}  best",
     ]
     for row in report["batches"]:
         cost = decoding.Cost(0.0, tuple((int(w), float(v)) for w, v in row["passes"]))
         lines.append(
             f"{row['batch']:>5}{row['step_milliseconds']:>10.1f} ms{cost.of_pass(4):>7.2f}"
-            f"{row['speedup']:>8.2f}×{row['bytes'] / 1e6:>7.0f} MB  {_best(row)}"
+            f"{row['speedup']:>8.2f}×{row['bytes'] / 1e6:>14.0f} MB  {_best(row)}"
         )
     rule, advice = report["rule_of_thumb"], report["advice"]
     latency = report["latency"]
@@ -298,8 +316,9 @@ def table(report: dict[str, Any]) -> str:
         + (" (more than was measured)" if report["is_beyond"] else "")
         + "; busy "
         f"{100 * report['utilisation']:.0f} % of the time",
-        f"advice: {_best(advice)}, {advice['speedup']:.2f}× expected, "
-        f"{advice['bytes'] / 1e6:.0f} MB ({advice['bytes'] / advice['plain_bytes'] - 1:+.1%})",
+        f"advice: {_best(advice)}, {advice['speedup']:.2f}× expected",
+        f"weights and caches {advice['bytes'] / 1e6:.0f} MB "
+        f"({advice['bytes'] / advice['plain_bytes'] - 1:+.1%})",
         "the same at every batch: "
         + ", ".join(f"{batch}: {speedup:.2f}×" for batch, speedup in report["advised_at"]),
         f"mean latency {latency['plain']:.2f} s, then {latency['speculative']:.2f} s, at most "

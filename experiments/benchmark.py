@@ -59,8 +59,8 @@ _WIDTHS = (1, 2, 4, 8, 16)
 # What stands around the notes, in tokens, and some more.
 _AROUND_NOTES = 32
 
-# Capacity and temperature of a row; nothing of a batch.
-_PricedBy = tuple[int, float] | None
+# Capacity of a row, its fill to a power of two, and the temperature; nothing of a batch.
+_PricedBy = tuple[int, int, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +141,13 @@ def run(
         made = records.open_file(
             config.out, header, lambda unit: len(unit) == len(every) * unit[0]["turns"]
         )
-    capacities, tasks, left_out = _tasks(
-        config, bundle, prompts, {record["unit"] for record in made}
-    )
+    units, tasks, left_out = _tasks(config, bundle, prompts, {record["unit"] for record in made})
     # A file may hold what is not asked for now.
-    made = [record for record in made if record["unit"] in capacities]
+    made = [record for record in made if record["unit"] in units]
     if made:
         found = len({record["unit"] for record in made})
-        print(f"{config.out} holds {found} of {len(capacities)} prompts already", file=sys.stderr)
-    if not capacities:
+        print(f"{config.out} holds {found} of {len(units)} prompts already", file=sys.stderr)
+    if not units:
         raise ValueError(
             f"no prompt is left to measure: {left_out} have more than "
             f"--longest_prompt={config.longest_prompt} tokens, or do not fit the model's context"
@@ -159,22 +157,19 @@ def run(
     shared = {"dtype": config.dtype, "device": header["device"], "versions": header["versions"]}
     shared |= {"commit": binary.commit()}
     warm: dict[tuple, int | None] = {}
-    prices = _known_prices(config, made, capacities)
+    prices = _known_prices(config, made, units)
     with binary.Progress(f"{len(every)} methods on {len(tasks)} batches of prompts") as progress:
         for done, task in enumerate(tasks, start=1):
-            at = _priced_by(task)
+            at = units[task.unit(0)]
             if config.is_predicted and at is not None and at not in prices:
-                progress.say(f"measuring steps of {task.capacity} tokens")
+                progress.say(f"measuring steps of about {at[1]} tokens")
                 prices[at] = prices_of(
-                    config, bundle, [one for one in tasks if _priced_by(one) == at]
+                    config, bundle, [one for one in tasks if units[one.unit(0)] == at]
                 )
             found = benchmark_run.measured(
                 bundle, decoders, task, config.repeats, config.seed, warm, prices.get(at, {})
             )
-            some = [
-                {"unit": unit_of(record), **record, "settings": told[record["method"]], **shared}
-                for record in found
-            ]
+            some = [{**record, "settings": told[record["method"]], **shared} for record in found]
             made += some
             if config.out is not None:
                 records.append(config.out, some)
@@ -192,14 +187,17 @@ def prices_of(
     priced = {
         str(asked): asked for asked in config.methods if asked.settings.draft_length != "auto"
     }
-    drafts = {name: asked.unstopping(bundle) for name, asked in priced.items()}
-    fills = [len(task.first[0]) + task.max_new_tokens // 2 for task in tasks]
+    if not priced:
+        return {}
+    fills = [_fill(task.prompts[0], task.first[0], task.max_new_tokens) for task in tasks]
     costs, _ = step_costs.of_all(
         bundle.target,
-        drafts,
+        {name: asked.unstopping(bundle) for name, asked in priced.items()},
         fill=int(medians.median(fills)),
         widths=_WIDTHS,
         temperature=tasks[0].temperature,
+        capacity=tasks[0].capacity,
+        chunk=benchmark_turn.CHUNK,
     )
     return {
         name: benchmark_record.Price(costs[name], asked.stops) for name, asked in priced.items()
@@ -207,28 +205,36 @@ def prices_of(
 
 
 def _known_prices(
-    config: Config, records: Sequence[Mapping[str, Any]], capacities: Mapping[str, int]
+    config: Config, records: Sequence[Mapping[str, Any]], units: Mapping[str, _PricedBy]
 ) -> dict[_PricedBy, dict[str, benchmark_record.Price]]:
     """What an earlier start measured, as its records hold it."""
     stops = {str(asked): asked.stops for asked in config.methods}
     found: dict[_PricedBy, dict[str, benchmark_record.Price]] = {}
     for record in records:
         if record["cost"] is not None:
-            at, method = (capacities[record["unit"]], record["temperature"]), record["method"]
+            method = record["method"]
             price = benchmark_record.Price(decoding.Cost.read(record["cost"]), stops[method])
-            found.setdefault(at, {})[method] = price
+            found.setdefault(units[record["unit"]], {})[method] = price
     return found
 
 
-def _priced_by(task: benchmark_turn.Task) -> _PricedBy:
+def _priced_by(
+    batch: int,
+    capacity: int,
+    temperature: float,
+    prompt: prompt_files.Prompt,
+    first: Sequence[int],
+    length: int,
+) -> _PricedBy:
     """What a row's step costs by; None in a batch, where no row tells what a step takes."""
-    return (task.capacity, task.temperature) if task.batch == 1 else None
+    if batch > 1:
+        return None
+    return capacity, 1 << round(math.log2(_fill(prompt, first, length))), temperature
 
 
-def unit_of(record: Mapping[str, Any]) -> str:
-    """A prompt in a cell: what is measured as a whole or not at all."""
-    cell = (record[name] for name in ("batch", "temperature", "max_new_tokens", "context"))
-    return "/".join([record["prompt"], *map(str, cell)])
+def _fill(prompt: prompt_files.Prompt, first: Sequence[int], length: int) -> int:
+    """Tokens that stand before a step, in the middle of a conversation of the longest answers."""
+    return len(first) + len(prompt.turns) * length // 2
 
 
 def _tasks(
@@ -236,9 +242,10 @@ def _tasks(
     bundle: checkpoints.Bundle,
     prompts: Sequence[prompt_files.Prompt],
     done: set[str],
-) -> tuple[dict[str, int], list[benchmark_turn.Task], int]:
-    """Every unit's capacity, what is left to do, and how many prompts do not fit, somewhere."""
-    capacities, tasks, left_out = {}, [], set()
+) -> tuple[dict[str, _PricedBy], list[benchmark_turn.Task], int]:
+    """What each unit is priced by, what is left to do, how many prompts do not fit somewhere."""
+    units: dict[str, _PricedBy] = {}
+    tasks, left_out = [], set()
     limit = bundle.target.context_length or math.inf
     if max(config.contexts) > limit:
         raise ValueError(
@@ -263,8 +270,10 @@ def _tasks(
             else:
                 fitting.setdefault((len(prompt.turns), size), []).append(prompt)
         for size, some in _pools(fitting, batch):
-            named = {unit_of({"prompt": one.key, "batch": batch, **cell}): one for one in some}
-            capacities |= dict.fromkeys(named, size)
+            named = {benchmark_turn.unit_of(one.key, {"batch": batch, **cell}): one for one in some}
+            for unit, one in named.items():
+                tokens = first[context, length, one.key]
+                units[unit] = _priced_by(batch, size, temperature, one, tokens, length)
             waiting = [one for unit, one in named.items() if unit not in done]
             for start in range(0, len(waiting), batch):
                 new = waiting[start : start + batch]
@@ -272,7 +281,7 @@ def _tasks(
                 rows = (*new, *company)
                 tokens = tuple(first[context, length, prompt.key] for prompt in rows)
                 tasks.append(benchmark_turn.Task(rows, tokens, new=len(new), capacity=size, **cell))
-    return capacities, tasks, len(left_out)
+    return units, tasks, len(left_out)
 
 
 def _pools(

@@ -81,7 +81,7 @@ _CLAIMED = [
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The cost model where width is free, and at the costs of a draft model here."""
     costs = {f"v = 1, c = {draft}": cost_model.free_width(draft) for draft in (0.05, 0.2)}
-    measured = [row for row in rows if row["cost"] is not None and row["overlap"] is not None]
+    measured = [row for row in rows if row["cost"] and row["overlap"] is not None]
     if measured:
         dearest = max(measured, key=lambda row: row["cost"]["draft"])
         cost = decoding.Cost.read(dearest["cost"])

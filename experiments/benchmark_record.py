@@ -49,6 +49,7 @@ def of_turn(
         new = runs[-1].answers[row]
         records.append(
             {
+                "unit": task.unit(row),
                 "prompt": prompt.key,
                 "method": name,
                 "rule": side.decoder.rule.name,
@@ -101,8 +102,7 @@ def predicted(
     draft_steps = depth * record["target_steps"]
     if price.stops:
         draft_steps = sum(steps * min(nodes + 1, depth) for nodes, steps in enumerate(drafted))
-    widths = None if is_chain else (1, drafter.nodes + 1)
-    took = price.cost.of_steps(drafted, draft_steps, widths)
+    took = price.cost.of_steps(drafted, draft_steps, is_chain)
     return {
         "predicted_speedup": record["new_tokens"] / took,
         "cost": dataclasses.asdict(price.cost),
@@ -126,14 +126,16 @@ def overlap(
       batch: rows; only an answer that was decoded alone is looked at, as a batch changes nothing.
 
     Returns:
-      `overlap`, the mean of Σ min(p, q) over the `places` where a draft's first node is there and
-      has a law; `by_entropy`, what `entropy.of_text` says.
+      `overlap`, the mean of Σ min(p, q) over the `places` where a draft is there, of
+      chains that have laws; `by_entropy`, what `entropy.of_text` says.
     """
     if batch > 1 or not drafter.nodes or not text[1]:
         return {"overlap": None, "places": 0, "by_entropy": None}
     found = scoring.score(target, drafter, [text], types.Sampling(temperature))
     shares = found.overlap[0]
-    places = 0 if found.form.is_deterministic else int(np.sum(~np.isnan(shares)))
+    # The first node of a tree does not tell its law: a union's is a copy.
+    has_law = found.form.tree.is_chain and not found.form.is_deterministic
+    places = int(np.sum(~np.isnan(shares))) if has_law else 0
     return {
         "overlap": float(np.nansum(shares)) / places if places else None,
         "places": places,

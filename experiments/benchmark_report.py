@@ -6,6 +6,7 @@ the median of the batches' own stands beside it.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,8 @@ def _row(
     parted = [r["first_divergence"] for r in claimed if r["first_divergence"]]
     compared = sum(r["new_tokens"] for r in claimed if not r["first_divergence"])
     compared += sum(found["position"] + 1 for found in parted)
-    costs = [r["new_tokens"] / r["predicted_speedup"] for r in records if r["predicted_speedup"]]
+    priced = [r for r in records if r["predicted_speedup"]]
+    costs = [r["new_tokens"] / r["predicted_speedup"] for r in priced]
     bytes_more = [
         record["peak_bytes"] / plain[record["unit"], record["turn"]]["peak_bytes"] - 1
         for record in records
@@ -107,14 +109,14 @@ def _row(
         "speedup": intervals.bootstrap(_speedup, *paces).told(),
         "speedup_median": intervals.median(own).told(),
         "speedup_with_prefill": intervals.bootstrap(_speedup, *whole).told(),
-        "predicted_speedup": sum(r["new_tokens"] for r in records) / sum(costs) if costs else None,
+        "predicted_speedup": sum(r["new_tokens"] for r in priced) / sum(costs) if costs else None,
         "tokens_per_second": float(paces[0].sum() / paces[1].sum()),
         "inter_token_p50": float(np.median([r["inter_token_p50"] for r in records])),
         "inter_token_p95": float(np.median([r["inter_token_p95"] for r in records])),
         "identical": [len(claimed) - len(parted), len(claimed)] if claimed else None,
         "divergences_per_1000": 1000 * len(parted) / compared if compared else None,
         "logit_gaps": sorted(f["logit_gap"] for f in parted if f["logit_gap"] is not None),
-        "cost": records[-1].get("cost"),
+        "cost": _usual_cost(priced),
         "certified": all(r["certified"] for r in records),
         "memory_overhead": float(np.median(bytes_more)) if bytes_more else None,
         "by_entropy": {
@@ -124,6 +126,15 @@ def _row(
             ).items()
         },
     }
+
+
+def _usual_cost(priced: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of the costs of steps at one fill or another, that at which most tokens were made."""
+    tokens: dict[str, int] = {}
+    for record in priced:
+        told = json.dumps(record["cost"])
+        tokens[told] = tokens.get(told, 0) + record["new_tokens"]
+    return json.loads(max(tokens, key=tokens.__getitem__)) if tokens else None
 
 
 def _units(records: Sequence[Mapping[str, Any]], name: str) -> list[list[Mapping[str, Any]]]:
@@ -332,7 +343,7 @@ def _entropies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What steps cost here, in plain steps; of the last prompts' capacity."""
+    """What steps cost here, in plain steps, at the fill that most of all tokens had."""
     told = {row["method"]: row["cost"] for row in rows if row["cost"]}
     if not told:
         return []
@@ -344,7 +355,7 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for method, cost in told.items():
         passes = ", ".join(f"v({width}) = {value:.2f}" for width, value in cost["passes"])
         lines.append(
-            f"- {method}: c = {cost['draft']:.3f}, {passes}, overhead {cost['overhead']:.2f}"
+            f"- {method}: c = {cost['draft']:.3f}, {passes}, overhead a node {cost['overhead']:.3f}"
         )
     return [*lines, ""]
 
@@ -361,7 +372,9 @@ def _practice(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if row["overlap"] is not None or (row["drafting"] or 0.0) > _OFTEN
         }
         if points:
-            cost = own[0]["cost"] and decoding.Cost.read(own[0]["cost"])
+            # Of all groups, which come last.
+            told = [row for row in rows if row["method"] == method][-1]["cost"]
+            cost = told and decoding.Cost.read(told)
             lines += [f"What practitioners quote, beside {method} ({practice.READ}):", ""]
             lines += [practice.markdown(practice.compare(cost, points)), ""]
     return lines

@@ -6,7 +6,7 @@ decode are streamed, for the time between tokens: a step's is spread over those 
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -16,11 +16,21 @@ import numpy as np
 from experiments import loop_program, methods, prompt_files
 from specjax import checkpoints, decoding, types
 
-__all__ = ["Conversation", "Task", "Timed", "capacity_of", "compiled", "hash_of", "options"]
+__all__ = [
+    "CHUNK",
+    "Conversation",
+    "Task",
+    "Timed",
+    "capacity_of",
+    "compiled",
+    "hash_of",
+    "options",
+    "unit_of",
+]
 
 # Capacities, so that a run compiles a handful of programs.
 _CAPACITIES = (512, 1024, 2048, 4096, 8192)
-_CHUNK = 64
+CHUNK = 64
 _STREAMED = 24
 
 _State = TypeVar("_State")
@@ -62,6 +72,10 @@ class Task:
             "max_new_tokens": self.max_new_tokens,
             "context": self.context,
         }
+
+    def unit(self, row: int) -> str:
+        """Of a row's records."""
+        return unit_of(self.prompts[row].key, self.cell)
 
 
 @dataclasses.dataclass
@@ -162,7 +176,7 @@ def options(
         "max_new_tokens": max_new_tokens,
         "sampling": types.Sampling(temperature),
         "capacity": capacity_of(max(map(len, rows)) + max_new_tokens),
-        "chunk": _CHUNK,
+        "chunk": CHUNK,
     }
 
 
@@ -194,6 +208,12 @@ def compiled(
 def _copied(state: _State) -> _State:
     """A decode consumes its state."""
     return jax.tree.map(jnp.copy, state)
+
+
+def unit_of(prompt: str, cell: Mapping[str, Any]) -> str:
+    """A prompt, by its key, in a cell: what is measured as a whole or not at all."""
+    names = ("batch", "temperature", "max_new_tokens", "context")
+    return "/".join([prompt, *(str(cell[name]) for name in names)])
 
 
 def hash_of(tokens: Sequence[int]) -> int:

@@ -195,11 +195,19 @@ def begin(
     batch: int = 1,
     temperature: float = 0.0,
     passes: int = _PASSES,
+    **shape: Any,
 ) -> tuple[decoding.Request, decoding.DecodeState]:
-    """The prompt in so many rows run through both models, with room for so many steps."""
-    longest, asked = passes * (drafter.nodes + 1), types.Sampling(temperature)
-    options = {"max_new_tokens": longest, "sampling": asked, "eos": ()}
-    return decoding.init(target, drafter, [prompt] * batch, **options)
+    """The prompt run through both models, with room for so many steps, in rows that stay equal.
+
+    `shape` may hold `capacity` and `chunk`, as `decoding.init` takes them.
+    """
+    options = {
+        "keys": jnp.stack([jax.random.key(0)] * batch),
+        "max_new_tokens": passes * (drafter.nodes + 1),
+        "sampling": types.Sampling(temperature),
+        "eos": (),
+    }
+    return decoding.init(target, drafter, [prompt] * batch, **options, **shape)
 
 
 def proposal(

@@ -127,7 +127,7 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     made = []
     if config.out is not None:
         made = records.open_file(config.out, header, lambda unit: len(unit) == unit[0]["of"])
-    asked = {prompt.key: bundle.chat(prompt.turns[0]) for prompt in chosen}
+    asked = {prompt.key: bundle.chat(prompt.asked()) for prompt in chosen}
     room = (bundle.target.context_length or math.inf) - config.max_new_tokens - _ROOM
     longest = min(config.longest_prompt, room)
     short = {key: some for key, some in asked.items() if len(some) <= longest}

@@ -10,7 +10,7 @@ from specjax.training import folders
 __all__ = ["FORM", "append", "open_file", "read"]
 
 # Of what a record holds: files of another form are refused, not guessed at.
-FORM = 1
+FORM = 2
 
 
 def open_file(

@@ -86,7 +86,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     passes = ", ".join(f"{steps:.2f} of {width}" for width, steps in cost["passes"])
     return [
         f"cost         in plain steps: a drafted token {cost['draft']:.3f}, a pass {passes} "
-        f"tokens, the rest of a step {cost['overhead']:.2f}",
+        f"tokens, the rest of a drafted token {cost['overhead']:.3f}",
         f"stop         {when}, at a draft length of {best['length']}: τ {best['tau']:.2f}, "
         f"predicted speedup {best['speedup']:.2f}×; never: "
         + ", ".join(f"{row['speedup']:.2f}× at {row['length']}" for row in found["never"]),

@@ -9,6 +9,7 @@ is then decoded, in turn with plain decoding, on the other half.
 
 import dataclasses
 import functools
+import math
 import statistics as medians
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -186,7 +187,9 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     prompts = prompt_files.chosen(prompt_files.read(*config.prompts), config.count)
     binary.start()
     bundle = bundle or targets.load(config.model)
-    prompts = [p for p in prompts if len(bundle.chat(p.asked())) <= config.longest_prompt]
+    room = (bundle.target.context_length or math.inf) - config.max_new_tokens
+    longest = min(config.longest_prompt, room)
+    prompts = [p for p in prompts if len(bundle.chat(p.asked())) <= longest]
     by_group: dict[str, list[prompt_files.Prompt]] = {}
     for prompt in prompts:
         by_group.setdefault(prompt.group, []).append(prompt)
@@ -194,8 +197,8 @@ def run(config: Config, bundle: checkpoints.Bundle | None = None) -> dict[str, A
     held = [prompt for some in by_group.values() for prompt in some[1::2]]
     if not held:
         raise ValueError(
-            f"no group has two prompts of at most --longest_prompt={config.longest_prompt} tokens "
-            f"among --count={config.count}: half of them is profiled, and half measured"
+            f"no group has two prompts of at most {longest} tokens (by --longest_prompt or the "
+            f"model's context) among --count={config.count}: half is profiled, and half measured"
         )
     check(bundle, config)
     texts = profile(bundle, profiled, config)

@@ -7,6 +7,7 @@ prompt and its key alone, whatever its batch or drafter.
 """
 
 import enum
+import functools
 from typing import Any
 
 import jax
@@ -185,18 +186,27 @@ def draw_target(
     if wanted is not None:
         is_random = is_random & wanted
 
-    def sampled():
-        words = _words(keys, jnp.broadcast_to(position, best.shape))[:, :, None]
-        blocks = _in_blocks(log_probs)
+    count = best.shape[1]
+    widths = sorted({1, (count + 1) // 2, count})
+
+    def sampled(width: int) -> jax.Array:
+        laws, places = log_probs[:, :width], jnp.broadcast_to(position, best.shape)[:, :width]
+        words = _words(keys, places)[:, :, None]
+        blocks = _in_blocks(laws)
         within = jnp.arange(_BLOCK, dtype=jnp.int32)[None, None]
         tokens = jnp.arange(blocks.shape[2], dtype=jnp.int32)[None, None, :, None] * _BLOCK
         noise = _gumbel(words[:, :, None], tokens + within[:, :, None]).astype(blocks.dtype)
         block = _first_best(jnp.max(blocks + noise, axis=-1))
         # Drawing one block's noise again is cheaper than keeping that of all.
         noise = _gumbel(words, block[:, :, None] * _BLOCK + within).astype(blocks.dtype)
-        return block * _BLOCK + _first_best(_one_block(blocks, block) + noise)
+        drawn = block * _BLOCK + _first_best(_one_block(blocks, block) + noise)
+        return best.at[:, :width].set(drawn)
 
-    drawn = jax.lax.cond(jnp.any(is_random), sampled, lambda: best)
+    # Noise is dear, and of a chain that was cut short the last nodes need none.
+    needed = jnp.max(jnp.where(is_random, jnp.arange(1, count + 1, dtype=jnp.int32)[None], 0))
+    shortest = jnp.sum(needed > np.asarray([0, *widths[:-1]], np.int32), dtype=jnp.int32)
+    branches = [lambda: best, *(functools.partial(sampled, width) for width in widths)]
+    drawn = jax.lax.switch(shortest, branches)
     # Only a law of nothing but −inf is a dead end; a NaN is a fault, and must not look like one.
     return jnp.where(highest == -jnp.inf, -1, drawn)
 

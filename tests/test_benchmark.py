@@ -20,6 +20,7 @@ from experiments import (
     outputs,
     prompt_files,
     records,
+    step_costs,
     targets,
 )
 from specjax import decoding, types
@@ -30,7 +31,7 @@ WHOLE = "model draft_length=3 draft=layers:4 greedy_draft=True"
 FLAGS = ["--model=tiny", f"--methods={WHOLE}", "--lengths=12", "--json", "--compilation_cache="]
 LOOKUP = "prompt_lookup draft_length=2"
 DRAWN = "model draft_length=2 draft=layers:2 stop=maximum:0.15"
-COST = decoding.Cost(0.1, ((1, 1.0), (4, 1.6)), overhead=0.1)
+COST = decoding.Cost(0.1, ((1, 0.9), (4, 1.6)), overhead=0.04)
 ASKED = {
     "method",
     "settings",
@@ -146,8 +147,8 @@ def test_the_target_drafting_for_itself_has_a_tau_that_is_known(made):
             assert record["tau"] == 4
             assert record["accept_histogram"] == [0, 0, 0, 3]
             assert (record["drafted"], record["draft_steps"]) == ([0, 0, 0, 3], 9)
-            # Three steps of 3·0.1 + 1.6 + 0.1 plain ones; in a batch no row tells.
-            wanted = pytest.approx(12 / 6) if record["batch"] == 1 else None
+            # Three steps of 3·0.1 + 1.6 + 3·0.04 plain ones; in a batch no row tells.
+            wanted = pytest.approx(12 / 6.06) if record["batch"] == 1 else None
             assert record["predicted_speedup"] == wanted
     plain = [r for r in held if r["method"] == "plain"]
     assert all(r["tau"] == 1 and r["speedup"] == 1 for r in plain)
@@ -241,7 +242,7 @@ def test_overlap_is_what_scoring_says(made):
 
 
 def test_what_is_predicted_of_misses_stops_and_trees():
-    """Hand arithmetic; COST is 0.1 a level, v(1) = 1, v(4) = 1.6, and 0.1 beside."""
+    """Hand arithmetic; COST is 0.1 a level, v(4) = 1.6 and 0.04 a node; no draft, a plain step."""
 
     def of(drafted, steps, levels, nodes, stops=False):
         drafter = dataclasses.replace(decoding.NOTHING, nodes=nodes)
@@ -251,15 +252,15 @@ def test_what_is_predicted_of_misses_stops_and_trees():
         return 12 / benchmark_record.predicted(record, price, drafter, 1)["predicted_speedup"]
 
     # Two misses in four steps of a lookup, which has looked each time.
-    assert of([2, 0, 0, 2], 4, 3, 3) == pytest.approx(4 * (0.3 + 0.1) + 2 * 1.0 + 2 * 1.6)
+    assert of([2, 0, 0, 2], 4, 3, 3) == pytest.approx(4 * 0.3 + 2 * 1.0 + 2 * 1.72)
     # A draft that may stop: it looked once, twice, and thrice.
-    stopped = 0.1 * (1 + 2 + 3) + 3 * 0.1 + (1.0 + 1.6 + 1.6)
+    stopped = 0.1 * (1 + 2 + 3) + (1.0 + 1.72 + 1.72)
     assert of([1, 1, 0, 1], 3, 3, 3, stops=True) == pytest.approx(stopped)
     # A tree of two levels and five nodes: what is drafted of it takes a pass of six.
-    assert of([0, 0, 1, 0, 0, 1], 2, 2, 5) == pytest.approx(2 * (0.2 + 0.1 + COST.of_pass(6)))
+    assert of([0, 0, 1, 0, 0, 1], 2, 2, 5) == pytest.approx(2 * (0.2 + COST.of_pass(6) + 5 * 0.04))
 
 
-@pytest.mark.parametrize("line", [*range(2, 19), 40])
+@pytest.mark.parametrize("line", [2, 9, 10, 17, 40])
 def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
     """Cut in any line, or behind it, among one prompt's records and between two turns'."""
     config, report, held = made
@@ -271,9 +272,7 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
 
     def remembered(bundle, decoders, task, *_):
         done.append(task)
-        units = [
-            benchmark.unit_of({"prompt": p.key, **task.cell}) for p in task.prompts[: task.new]
-        ]
+        units = [task.unit(row) for row in range(task.new)]
         return [r for r in held if r["unit"] in units]
 
     # What decoding gives again is known: the first case decodes, the others look it up.
@@ -285,50 +284,64 @@ def test_a_killed_run_goes_on(made, tmp_path, line, monkeypatch):
     assert {(r["unit"], r["turn"], r["method"]) for r in found} == known.keys()
     for record in found:
         assert record["tokens"] == known[record["unit"], record["turn"], record["method"]]["tokens"]
-    again_units = [
-        benchmark.unit_of({"prompt": prompt.key, **task.cell})
-        for task in done
-        for prompt in task.prompts[: task.new]
-    ]
+    again_units = [task.unit(row) for task in done for row in range(task.new)]
     assert len(again_units) == len(set(again_units))
     assert [row["tau"] for row in whole["rows"]] == [row["tau"] for row in report["rows"]]
 
 
 def test_steps_are_timed_where_they_predict_and_once(made, tmp_path, monkeypatch):
-    """A row's, at each temperature; what another start measured stands in its records."""
+    """A row's, by its fill and temperature; what another start measured stands in its records."""
     config, _, held = made
-    out, asked, used = tmp_path / "records.jsonl", [], []
+    bundle, out, asked, used = targets.tiny(), tmp_path / "records.jsonl", [], []
     config = dataclasses.replace(config, out=str(out))
-    prices = {str(one): benchmark_record.Price(COST, one.stops) for one in config.methods}
 
-    def prices_of(_, bundle, tasks):
-        asked.append({(task.batch, task.capacity, task.temperature) for task in tasks})
-        return prices
+    def of_all(target, drafts, fill, temperature, capacity, **_):
+        assert set(drafts) == {WHOLE, LOOKUP, DRAWN} and capacity >= 512
+        asked.append((fill, temperature))
+        return dict.fromkeys(drafts, COST), 0.01
 
-    def remembered(bundle, decoders, task, *_rest):
-        used.append((task.batch, _rest[-1]))
-        units = [
-            benchmark.unit_of({"prompt": p.key, **task.cell}) for p in task.prompts[: task.new]
-        ]
+    def remembered(bundle, decoders, task, *rest):
+        used.append((task.batch, rest[-1]))
+        units = [task.unit(row) for row in range(task.new)]
         return [r for r in held if r["unit"] in units]
 
-    monkeypatch.setattr(benchmark, "prices_of", prices_of)
+    monkeypatch.setattr(step_costs, "of_all", of_all)
     monkeypatch.setattr(benchmark_run, "measured", remembered)
-    benchmark.run(config, targets.tiny())
-    assert asked == [{(1, 512, 0.0)}, {(1, 512, 0.8)}]
-    assert all(given == (prices if batch == 1 else {}) for batch, given in used)
-    # The last prompt in each temperature is left to do.
+
+    def start(config):
+        asked.clear()
+        used.clear()
+        benchmark.run(config, bundle)
+
+    start(config)
+    # In the middle of a conversation: half of one answer of twelve, or a whole one of two.
+    fills: dict[int, list[int]] = {}
+    for said, turns in (
+        ("What is a river?", 1),
+        ("Name three rivers.", 1),
+        ("Hello there.", 2),
+        ("Good day.", 2),
+    ):
+        fill = len(bundle.chat(said)) + 6 * turns
+        fills.setdefault(round(np.log2(fill)), []).append(fill)
+    medians = [int(np.median(some)) for some in fills.values()]
+    assert sorted(asked) == sorted((fill, t) for fill in medians for t in (0.0, 0.8))
+    assert all((given == {}) == (batch > 1) for batch, given in used)
+    prices = {name: benchmark_record.Price(COST, name == DRAWN) for name in (WHOLE, LOOKUP, DRAWN)}
+    assert all(given in ({}, prices) for _, given in used)
+    # One prompt in each cell is left to do, beside others of its fill.
     lines = out.read_text().splitlines()
     kept = [line for line in lines if json.loads(line).get("question_id") != 2]
     out.write_text("\n".join(kept) + "\n")
-    asked.clear()
-    used.clear()
-    benchmark.run(config, targets.tiny())
+    start(config)
     assert not asked and [batch for batch, _ in used] == [1, 1, 2, 2]
     assert all(given == prices for batch, given in used if batch == 1)
+    # Longer answers stand behind more: what was measured is not theirs.
+    start(dataclasses.replace(config, lengths=(12, 400), batches=(1,), temperatures=(0.0,)))
+    assert asked and min(fill for fill, _ in asked) > 200
     out.unlink()
-    benchmark.run(dataclasses.replace(config, is_predicted=False), targets.tiny())
-    assert not asked and not any(given for _, given in used[4:])
+    start(dataclasses.replace(config, is_predicted=False))
+    assert not asked and not any(given for _, given in used)
 
 
 def test_a_file_of_something_else_is_refused(call, made, prompts, tmp_path):

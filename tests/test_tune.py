@@ -48,7 +48,7 @@ def test_the_best_length_is_predicted_and_then_measured(call, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--count=1", "among --count=1: half of them is profiled"),
+        ("--count=1", "among --count=1: half is profiled"),
         ("--methods=draft draft_length=3", "without draft_length, which is what is found"),
         ("--methods=plain", "name drafting methods"),
         ("--methods=draft stop=maximum:0.3", "without stop, which experiments.stopping finds"),

@@ -39,8 +39,8 @@ def options(
 ) -> list[Option]:
     """What drafts of these lengths promise on the texts that were scored.
 
-    A step without a draft costs a pass of one token; every step costs the drafter's time, as a
-    lookup that finds nothing has looked too. A pass is as wide as the row that drafted most needs:
+    A step without a draft is a plain one; every step costs the drafter's time, as a lookup that
+    finds nothing has looked too. A pass is as wide as the row that drafted most needs:
     with more rows fewer passes are narrow.
 
     Args:
@@ -65,8 +65,7 @@ def options(
         missing = max(1 - float(counts.tested[:, 0].sum()) / steps, 0.0)
         narrow = steps * missing**batch
         width = length + 1 if tree.is_chain else tree.size + 1
-        took = steps * (length * cost.draft + cost.overhead)
-        took += (steps - narrow) * cost.of_pass(width) + narrow * cost.of_pass(1)
+        took = (steps - narrow) * cost.of_step(length, width) + narrow * cost.of_step(length, 1)
         tokens = float(counts.tokens.sum())
         rate = counts.acceptance_rate.estimate
         found.append(Option(length, tokens / steps, rate, tokens / took))

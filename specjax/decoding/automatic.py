@@ -39,7 +39,8 @@ class Cost:
       draft: c, a drafted token.
       passes: v by width: pairs (T, v(T)), T rising from 1; between them v is a straight line, and
         beyond the last it goes on as before it.
-      overhead: what a step costs beside its drafts and its pass.
+      overhead: what a step costs beside drafts and pass, for every node that the pass is wide; one
+        that drafted nothing is a plain step.
 
     Raises:
       ValueError: a cost below 0, or widths that do not rise from 1.
@@ -72,21 +73,19 @@ class Cost:
         return low + (high - low) * (width - x) / (y - x)
 
     def of_step(self, drafted: int, width: int) -> float:
-        """A step that drafts so many tokens and whose pass has this width."""
-        return drafted * self.draft + self.of_pass(width) + self.overhead
+        """A step of so many passes of the drafter, whose own pass has this width."""
+        rest = 1.0 if width == 1 else self.of_pass(width) + self.overhead * (width - 1)
+        return drafted * self.draft + rest
 
-    def of_steps(
-        self, drafted: Sequence[int], draft_steps: int, widths: Sequence[int] | None = None
-    ) -> float:
+    def of_steps(self, drafted: Sequence[int], draft_steps: int, is_chain: bool = True) -> float:
         """Steps of a decode together.
 
         Args:
           drafted: steps by the number of nodes drafted for them, 0…N.
           draft_steps: passes of the drafter.
-          widths: that the target's passes have, rising; default those of chains of N.
+          is_chain: whether drafts are chains, of which a part may be passed alone.
         """
-        if widths is None:
-            widths = speculative.pass_widths(len(drafted) - 1)
+        widths = speculative.pass_widths(len(drafted) - 1, is_chain)
         took = draft_steps * self.draft
         for nodes, steps in enumerate(drafted):
             width = next(width for width in widths if width > nodes)

@@ -101,9 +101,7 @@ def step(
     with jax.named_scope("verify"):
         root = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
         tokens = jnp.concatenate([root, draft.tokens], axis=1)
-        output, entries = _forward(target, state.cache, tokens, draft, drafter.taps)
-        past = sampling.history(state.tokens, state.length, draft.tree, draft.tokens)
-        log_probs = sampling.warp(request.sampling, output.logits, past)
+        output, entries, log_probs = _forward(target, request, state, tokens, draft, drafter.taps)
         verdict = verification.verify(rule, request.keys, state.length, draft, log_probs)
 
     with jax.named_scope("commit"):
@@ -202,38 +200,48 @@ def check_room(nodes: int, state: states.DecodeState) -> None:
         )
 
 
-def pass_widths(nodes: int) -> tuple[int, ...]:
-    """Tokens of a target's pass, its root with what a chain of so many nodes may hold.
+def pass_widths(nodes: int, is_chain: bool = True) -> tuple[int, ...]:
+    """Tokens of a target's pass: its root, with what a draft of so many nodes may hold.
 
-    A pass takes the least of them that holds every row's draft. Each is compiled, so there are few.
+    A pass takes the least of them that holds every row's draft: nodes of a tree that are left out
+    leave gaps, those of a chain none. Each is compiled, so there are few.
     """
-    return (1, nodes + 1) if nodes < 4 else (1, nodes // 2 + 1, nodes + 1)
+    return (1, nodes // 2 + 1, nodes + 1) if is_chain and nodes >= 4 else (1, nodes + 1)
 
 
 def _forward(
     target: types.LanguageModel,
-    cache: Any,
+    request: states.Request,
+    state: states.DecodeState,
     tokens: jax.Array,
     draft: types.Draft,
     taps: tuple[int, ...],
-) -> tuple[types.ModelOutput, Any]:
-    """The target's pass over root and nodes, or over those first ones that some row drafted."""
+) -> tuple[types.ModelOutput, Any, jax.Array]:
+    """The target's pass over root and nodes, or over those first ones that some row drafted.
+
+    Returns:
+      Its output and entries, and its warped laws, [B, N+1, V]; zeros for the nodes left out, which
+      nobody may read.
+    """
     size = draft.tree.size
-    whole = functools.partial(target.apply, target.params, tokens, cache, draft.tree, taps)
+    past = sampling.history(state.tokens, state.length, draft.tree, draft.tokens)
+
+    def of(width: int, tree: trees.Tree | None) -> tuple[types.ModelOutput, Any, jax.Array]:
+        output, entries = target.apply(target.params, tokens[:, :width], state.cache, tree, taps)
+        before = dataclasses.replace(past, path=past.path[:, :width], depth=past.depth[:, :width])
+        return output, entries, sampling.warp(request.sampling, output.logits, before)
+
+    whole = functools.partial(of, size + 1, draft.tree)
     if size == 0 or draft.passengers:
         return whole()
 
-    def first(width: int) -> tuple[types.ModelOutput, Any]:
-        tree = None if width == 1 else trees.chain(width - 1)
-        result = target.apply(target.params, tokens[:, :width], cache, tree, taps)
-
+    def first(width: int) -> tuple[types.ModelOutput, Any, jax.Array]:
         def fill(leaf):
             return jnp.pad(leaf, [(0, 0), (0, 1 + size - width)] + [(0, 0)] * (leaf.ndim - 2))
 
-        return jax.tree.map(fill, result)
+        return jax.tree.map(fill, of(width, None if width == 1 else trees.chain(width - 1)))
 
-    # Nodes of a tree that are left out leave gaps, those of a chain none.
-    widths = pass_widths(size) if draft.tree.is_chain else (1, size + 1)
+    widths = pass_widths(size, draft.tree.is_chain)
     needed = 1 + jnp.max(jnp.sum(draft.present, axis=1, dtype=jnp.int32))
     shortest = jnp.sum(needed > np.asarray(widths[:-1], np.int32), dtype=jnp.int32)
     # The branches read the cache and return entries only: a cache returned from a branch would be
