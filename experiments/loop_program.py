@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 from specjax import decoding, types
 
-__all__ = ["peak_bytes", "start"]
+__all__ = ["peak_bytes", "run", "start"]
+
+run = jax.jit(decoding.run, static_argnames=("rule",), donate_argnames=("state", "statistics"))
+"""`decoding.run`, compiled as a decode compiles it; state and statistics are consumed."""
 
 
 def start(
@@ -67,7 +70,4 @@ def _traced(target, drafter, request, state, rule) -> Any:
     """The loop's program, traced; nothing is consumed."""
     depth = decoding.form_of(target, drafter, rule).depth
     counts = decoding.no_statistics(state.length.shape[0], depth, drafter.nodes)
-    program = jax.jit(
-        decoding.run, static_argnames=("rule",), donate_argnames=("state", "statistics")
-    )
-    return program.trace(target, drafter, request, state, counts, jnp.int32(1), rule=rule)
+    return run.trace(target, drafter, request, state, counts, jnp.int32(1), rule=rule)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import loop_program
 from specjax import decoding, sampling, trees, types, verification
 
 __all__ = [
@@ -239,15 +240,20 @@ def steps(
 ) -> Variant:
     """Steps of the compiled loop after a prompt, several in one program, as in `forward`.
 
-    A step is a draft, its pass, and all the rest.
+    A step is a draft, its pass, and all the rest. What `decoding.advance` does before its program
+    runs is off the clock.
     """
+    form, most = decoding.form_of(target, drafter), jnp.int32(passes)
 
     def copied():
-        # The loop consumes its state.
-        return (jax.tree.map(jnp.copy, state),)
+        # The loop consumes its state and counts.
+        counts = decoding.no_statistics(state.length.shape[0], form.depth, drafter.nodes)
+        return jax.tree.map(jnp.copy, state), counts
 
-    def run(state):
-        state, counts = decoding.advance(target, drafter, request, state, steps=passes)
+    def run(state, counts):
+        state, counts = loop_program.run(
+            target, drafter, request, state, counts, most, rule=form.rule
+        )
         return state.length, counts
 
     return Variant(run, copied, passes)

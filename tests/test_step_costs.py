@@ -39,7 +39,8 @@ def test_overhead_is_of_the_steps_that_drafted(seconds):
     begun = measure.begin(
         bundle.target, lookup, measure.copying_prompt(bundle.config.vocab_size, 160)
     )
-    _, counts = measure.steps(bundle.target, lookup, *begun, 4).run(begun[1])
+    timed = measure.steps(bundle.target, lookup, *begun, 4)
+    _, counts = timed.run(*timed.prepare())
     narrow, *_, wide = counts.drafted[0].tolist()
     assert narrow + wide == 4 and 0 < wide < 4
     cost = step_costs.measured(bundle.target, lookup)
