@@ -60,6 +60,12 @@ def test_speedups_are_of_all_tokens_over_all_seconds():
     many = [record(prompt, method, 1.0, 2.0) for prompt in "abcde" for method in ("plain", "own")]
     row = benchmark_report.summary({**header, "seed": 0}, many)["rows"][1]
     assert row["speedup"] == [2.0, 2.0, 2.0]
+    # What has no prediction has no part in it; costs are those of most tokens.
+    near, far = ({"draft": 0.1, "passes": [[1, v]], "overhead": 0.0} for v in (1.0, 2.0))
+    some = [one | {"cost": near if one["unit"] in "ab" else far} for one in many]
+    some[1] |= {"predicted_speedup": None, "cost": None}
+    row = benchmark_report.summary({**header, "seed": 0}, some)["rows"][1]
+    assert row["predicted_speedup"] == pytest.approx(1.5) and row["cost"] == far
     together = [one | {"batch_of": "a", "batch": 5} for one in many]
     row = benchmark_report.summary({**header, "seed": 0}, together)["rows"][1]
     assert row["speedup"][1:] == [None, None] and row["tau"][1] is not None

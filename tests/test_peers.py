@@ -13,6 +13,7 @@ from experiments import (
     peer_weights,
     peer_workers,
     peers,
+    prompt_files,
     targets,
 )
 
@@ -86,7 +87,9 @@ def fakes(monkeypatch, tmp_path):
 def configure(tmp_path):
     """A run of fakes on `tiny`."""
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"turns": ["ab"], "group": "g"}\n{"turns": ["abcd"], "group": "g"}\n')
+    said = [{"role": "system", "content": "Sing."}, {"role": "user", "content": "abcd"}]
+    lines = [{"turns": ["ab"], "group": "g"}, {"messages": said, "group": "g"}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def made(engines: str, **others) -> peers.Config:
         asked = {
@@ -119,9 +122,12 @@ def test_engines_take_turns():
 
 
 def test_every_program_is_warm_and_asked_in_turn(fakes, configure):
-    report = peers.run(configure("one,two:plain", threads=1))
+    config = configure("one,two:plain", threads=1)
+    report = peers.run(config)
     turn = ["one:plain", "two:plain", "one:quick"]
-    lengths = [len(targets.tiny().chat(text)) for text in ("ab", "abcd")]
+    asked = [prompt.asked() for prompt in prompt_files.read(*config.prompts)]
+    lengths = [len(targets.tiny().chat(messages)) for messages in asked]
+    assert lengths[1] > len(targets.tiny().chat("abcd"))
     wanted = []
     for length in lengths:
         # The first run of each is off the clock.
@@ -214,7 +220,8 @@ def test_a_run_that_was_killed_goes_on(fakes, configure, tmp_path):
     assert fakes() == []
     lines = out.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 2 * 2 * 2
-    length = len(targets.tiny().chat("abcd"))
+    *_, last = prompt_files.read(*config.prompts)
+    length = len(targets.tiny().chat(last.asked()))
     # Cut in the last round's first line, and in its second: both are asked again, side by side.
     for cut in ("".join(lines[:-2]) + lines[-2][:30], "".join(lines[:-1]) + lines[-1][:30]):
         out.write_text(cut)
