@@ -337,8 +337,9 @@ def test_steps_are_timed_where_they_predict_and_once(made, tmp_path, monkeypatch
     assert not asked and [batch for batch, _ in used] == [1, 1, 2, 2]
     assert all(given == prices for batch, given in used if batch == 1)
     # Longer answers stand behind more: what was measured is not theirs.
-    start(dataclasses.replace(config, lengths=(12, 400), batches=(1,), temperatures=(0.0,)))
-    assert asked and min(fill for fill, _ in asked) > 200
+    longer = {"lengths": (12, 400), "batches": (1,), "temperatures": (0.0,)}
+    start(dataclasses.replace(config, groups=("rivers",), **longer))
+    assert len(asked) == 1 and asked[0][0] > 200
     out.unlink()
     start(dataclasses.replace(config, is_predicted=False))
     assert not asked and not any(given for _, given in used)

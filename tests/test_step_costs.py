@@ -1,5 +1,6 @@
 """What steps cost: that costs are what was timed, in plain steps, of what they say."""
 
+import jax
 import pytest
 
 from experiments import measure, methods, step_costs, targets
@@ -53,6 +54,9 @@ def test_timed_steps_are_as_many_as_timed_passes():
     bundle = targets.tiny()
     drafter = methods.build("model", bundle, methods.Settings(3, "layers:2"))
     prompt = measure.copying_prompt(bundle.config.vocab_size, 20)
+    request, _ = measure.begin(bundle.target, drafter, prompt, batch=2, temperature=0.8)
+    first, second = jax.random.key_data(request.keys)
+    assert (first == second).all(), "rows that are timed together are to be one"
     begun = measure.begin(bundle.target, drafter, prompt, passes=5)
     variant = measure.steps(bundle.target, drafter, *begun, 5)
     assert variant.times == 5
