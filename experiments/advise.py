@@ -287,9 +287,12 @@ def _rule_of_thumb(rows: Sequence[AtBatch]) -> dict[str, Any]:
     """`below 8 yes, above 32 hardly`, on this machine; None for sizes that were not measured."""
     below = [row.speedup_of(row.best) for row in rows if row.batch <= _SURE]
     above = [row.speedup_of(row.best) for row in rows if row.batch >= _MARGINAL]
+    pays = min(below) > _HARDLY
+    # That it pays at fewer says nothing of eight; that it does not is enough.
+    is_told = not pays or any(row.batch == _SURE for row in rows)
     return {
         "gain_up_to_8": min(below),
-        "holds_below_8": min(below) > _HARDLY,
+        "holds_below_8": pays if is_told else None,
         "gain_from_32": max(above, default=None),
         "holds_above_32": max(above) <= _HARDLY if above else None,
     }
